@@ -1,0 +1,177 @@
+"""What the search knows of an architecture: screened (costs, latencies, limits), then scored.
+
+Plain data without torch, so that journals, archives and reports can hold them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from latency_tables.arch import Arch
+from latency_tables.errors import DivergedError
+from latency_tables.estimate import Estimate
+
+
+class Scored(Protocol):
+    """What a scorer gives; accuracy in [0, 1] or per cent, the larger the better."""
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the images that were classified correctly."""
+        ...
+
+    @property
+    def loss(self) -> float:
+        """Mean loss over the same images."""
+        ...
+
+    @property
+    def n_images(self) -> int:
+        """Images that were classified."""
+        ...
+
+    @property
+    def n_calibration_images(self) -> int:
+        """Images that re-estimated the batch norms."""
+        ...
+
+    @property
+    def bn_policy(self) -> str:
+        """How the batch norms got their statistics."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """Accuracy of one subnet and how it was found; without torch, so that it can be journalled.
+
+    >>> Score(accuracy=0.9).to_dict()["accuracy"]
+    0.9
+    """
+
+    accuracy: float
+    loss: float | None = None
+    n_images: int = 0
+    n_calibration_images: int = 0
+    bn_policy: str = ""
+
+    @classmethod
+    def of(cls, scored: Scored, arch: Arch) -> Score:
+        """Copy what a scorer gave. Raises DivergedError where the accuracy is not a number."""
+        accuracy, loss = float(scored.accuracy), float(scored.loss)
+        if not math.isfinite(accuracy):
+            raise DivergedError(
+                f"the accuracy of {arch!r} is {accuracy}: weights or statistics are not finite"
+            )
+        return cls(
+            accuracy=accuracy,
+            loss=loss if math.isfinite(loss) else None,
+            n_images=int(scored.n_images),
+            n_calibration_images=int(scored.n_calibration_images),
+            bn_policy=str(scored.bn_policy),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """An architecture after screening: everything but its accuracy.
+
+    ``costs`` by metric; ``latency`` by device, empty where a limit on costs was broken already
+    (then nothing was spent on it); ``violation`` sums the relative excess over all limits, and is
+    zero where all are kept. ``faults`` names devices that this network itself brought down.
+    """
+
+    arch: Arch
+    costs: dict[str, float]
+    latency: dict[str, Estimate] = field(default_factory=dict)
+    violation: float = 0.0
+    faults: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def feasible(self) -> bool:
+        """Whether every limit is kept, as far as is known before the final measuring."""
+        return self.violation <= 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary; :meth:`from_dict` reads it back."""
+        return {
+            "arch": dict(self.arch),
+            "costs": self.costs,
+            "latency": {device: e.to_dict() for device, e in self.latency.items()},
+            "violation": self.violation,
+            "faults": self.faults,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Candidate:
+        """Read what :meth:`to_dict` wrote."""
+        return cls(
+            arch=Arch.from_dict(data["arch"]),
+            costs={str(k): float(v) for k, v in data["costs"].items()},
+            latency={str(k): Estimate.from_dict(v) for k, v in data["latency"].items()},
+            violation=float(data["violation"]),
+            faults={str(k): str(v) for k, v in data["faults"].items()},
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """A candidate with its accuracy: what searchers are told and archives hold."""
+
+    candidate: Candidate
+    score: Score
+    generation: int = 0
+
+    @property
+    def arch(self) -> Arch:
+        """The architecture."""
+        return self.candidate.arch
+
+    @property
+    def accuracy(self) -> float:
+        """The larger the better."""
+        return self.score.accuracy
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """MACs, parameters, bytes."""
+        return self.candidate.costs
+
+    @property
+    def latency(self) -> dict[str, Estimate]:
+        """Latency by device, as known when the candidate was proposed."""
+        return self.candidate.latency
+
+    @property
+    def feasible(self) -> bool:
+        """Whether every limit was kept at that time."""
+        return self.candidate.feasible
+
+    @property
+    def violation(self) -> float:
+        """Summed relative excess over the limits."""
+        return self.candidate.violation
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary; :meth:`from_dict` reads it back."""
+        return {
+            "candidate": self.candidate.to_dict(),
+            "score": self.score.to_dict(),
+            "generation": self.generation,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Evaluation:
+        """Read what :meth:`to_dict` wrote."""
+        return cls(
+            candidate=Candidate.from_dict(data["candidate"]),
+            score=Score(**data["score"]),
+            generation=int(data["generation"]),
+        )

@@ -1,0 +1,193 @@
+"""The search loop: ask, screen, journal, score, journal, tell; and the same again after a kill.
+
+Results are told in ask order at the end of a generation. What the journal holds is taken from
+there, so a resumed search tells its searcher exactly what it was told before, evaluates nothing
+twice and ends in the same archive.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from latency_tables.errors import LimitError
+from pipeline.search.config import SearchConfig
+from pipeline.search.evaluation import Candidate, Evaluation
+from pipeline.search.evaluator import Evaluator
+from pipeline.search.evolution import EvolutionSearch
+from pipeline.search.journal import Journal
+from pipeline.search.random_search import RandomSearch
+from pipeline.search.searcher import Propose, Searcher
+
+METHODS: dict[str, type[EvolutionSearch] | type[RandomSearch]] = {
+    "evolution": EvolutionSearch,
+    "random": RandomSearch,
+}
+
+_PLANNED_LENGTH = ("generations", "evaluations")  # may be raised later, so no part of the identity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far the search is; ``best`` is the most accurate feasible candidate so far."""
+
+    n_done: int
+    n_total: int
+    generation: int
+    best: Evaluation | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchResult:
+    """What a search found.
+
+    ``archive`` holds every evaluation in the order told. ``n_scored`` were scored by this call,
+    ``n_cached`` came from the accuracy cache, ``n_replayed`` from the journal. ``exhausted`` says
+    that no new subnet keeping the limits was left.
+    """
+
+    archive: tuple[Evaluation, ...]
+    n_scored: int
+    n_cached: int
+    n_replayed: int
+    n_generations: int
+    exhausted: bool
+    seconds: float
+
+    @property
+    def n_evaluated(self) -> int:
+        """Candidates in the archive."""
+        return len(self.archive)
+
+
+def make_searcher(
+    config: SearchConfig, evaluator: Evaluator, *, seed: int, propose: Propose | None = None
+) -> EvolutionSearch | RandomSearch:
+    """The searcher that ``config.method`` names, over the evaluator's space and limits."""
+    return METHODS[config.method](
+        config,
+        space=evaluator.space,
+        violations=evaluator.violations,
+        seed=seed,
+        propose=propose,
+    )
+
+
+def search_identity(
+    config: SearchConfig, evaluator: Evaluator, *, seed: int, space_id: str
+) -> dict[str, Any]:
+    """What a journal's search depends on; the planned length is left out, so it may be raised."""
+    return {
+        "space": space_id,
+        "seed": seed,
+        "method": config.model_dump(mode="json", exclude=set(_PLANNED_LENGTH)),
+        **evaluator.identity(),
+    }
+
+
+def search(
+    searcher: Searcher,
+    evaluator: Evaluator,
+    journal: Journal,
+    *,
+    n_total: int = 0,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> SearchResult:
+    """Run a searcher to its end, from wherever the journal got to.
+
+    Args:
+        searcher: fresh; the journal's generations are told to it first.
+        evaluator: screens and scores.
+        journal: open; belongs to this search.
+        n_total: planned number of candidates, for the progress.
+        on_progress: called after every candidate.
+
+    Raises:
+        LimitError: not one subnet that keeps all limits was found.
+        DeviceError: a board failed; nothing is lost, the same call goes on.
+    """
+    began = time.monotonic()
+    scored, cached, replayed = evaluator.n_scored, evaluator.n_cached, 0
+    exhausted, best = False, None
+    while not searcher.done:
+        generation = searcher.generation
+        candidates = journal.candidates(generation)
+        if candidates is None:
+            archs = searcher.ask()
+            if not archs:
+                exhausted = True
+                break
+            candidates = evaluator.screen(archs)
+            journal.asked(generation, candidates)
+        else:
+            evaluator.adopt(candidates)
+        known = journal.scores(generation)
+        replayed += len(known)
+        evaluations: list[Evaluation] = []
+        for index, candidate in enumerate(candidates):
+            if index < len(known):
+                score = known[index]
+                evaluator.remember(candidate.arch, score)
+            else:
+                score, _ = evaluator.score(candidate)
+                journal.scored(generation, index, score)
+            evaluation = Evaluation(candidate=candidate, score=score, generation=generation)
+            evaluations.append(evaluation)
+            best = _better(best, evaluation)
+            if on_progress is not None:
+                done = len(searcher.archive) + len(evaluations)
+                on_progress(
+                    Progress(
+                        n_done=done,
+                        n_total=max(n_total, done),
+                        generation=generation,
+                        best=best,
+                    )
+                )
+        journal.sync()
+        searcher.tell(evaluations)
+    if not searcher.archive:
+        raise nothing_feasible(evaluator)
+    return SearchResult(
+        archive=searcher.archive,
+        n_scored=evaluator.n_scored - scored,
+        n_cached=evaluator.n_cached - cached,
+        n_replayed=replayed,
+        n_generations=searcher.generation,
+        exhausted=exhausted,
+        seconds=time.monotonic() - began,
+    )
+
+
+def nothing_feasible(evaluator: Evaluator) -> LimitError:
+    """Say how close the screened candidates came to keeping all limits."""
+    screened = evaluator.screened
+    limits = ", ".join(str(limit) for limit in evaluator.limits)
+    closest = min(screened, key=lambda c: c.violation, default=None)
+    near = f"; the closest: {_broken(closest, evaluator)}" if closest is not None else ""
+    return LimitError(
+        f"none of the {len(screened):,} subnets that were drawn keeps all limits ({limits}){near}",
+        hint="higher limits, or see 'hilnas space profile'",
+    )
+
+
+def _broken(candidate: Candidate, evaluator: Evaluator) -> str:
+    parts = []
+    for limit in evaluator.limits:
+        if limit.metric == "latency_ms":
+            estimate = candidate.latency.get(limit.device or "")
+            value = None if estimate is None else estimate.latency_ms
+        else:
+            value = candidate.costs.get(limit.metric)
+        if value is not None and value > limit.bound:
+            on = f" on {limit.device}" if limit.metric == "latency_ms" else ""
+            parts.append(f"{limit.show(value)}{on}, limit {limit.show(limit.bound)}")
+    return "; ".join([*parts, *(f"{d}: {fault}" for d, fault in candidate.faults.items())])
+
+
+def _better(best: Evaluation | None, new: Evaluation) -> Evaluation | None:
+    if not new.feasible or (best is not None and new.accuracy <= best.accuracy):
+        return best
+    return new

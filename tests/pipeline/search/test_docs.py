@@ -1,0 +1,40 @@
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+from pipeline.search.config import SearchConfig
+from pipeline.search.evaluator import Evaluator
+from pipeline.search.front import choose_winner
+from pipeline.search.journal import Journal
+from pipeline.search.limits import Limit
+from pipeline.search.measuring import LiveMeasurer
+from pipeline.search.run_search import make_searcher, search, search_identity
+from pipeline.search.sources import oracle_source
+
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "search.md"
+
+
+def test_the_example_of_the_documentation_runs(world, tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    oracle = SimpleNamespace(submit=lambda archs: archs, collect=world.latencies)
+    names = {
+        "space": SimpleNamespace(
+            decisions=world.decisions,
+            canonical=world.canonical,
+            cost_table=lambda: world.table,
+            space_id="world",
+        ),
+        "limits": (Limit(metric="latency_ms", bound=3.0, device="rpi4"),),
+        "scorer": world,
+        "oracle": oracle,
+        "weights_hash": "w",
+        "config": SearchConfig(population=10, parents=4, crossover=4, mutation=4, generations=2),
+        "folder": tmp_path,
+        "live_source": lambda oracle: world.latencies,  # a record per network needs a device
+        **{f.__name__: f for f in (Evaluator, Journal, LiveMeasurer, choose_winner, make_searcher)},
+        **{f.__name__: f for f in (oracle_source, search, search_identity)},
+    }
+    exec(code, names)
+    front = json.loads((tmp_path / "front.json").read_text())
+    assert front["points"][front["winner"]]["measured"]["rpi4"]["latency_ms"] <= 3.0
