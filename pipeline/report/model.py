@@ -1,0 +1,254 @@
+"""Everything the report shows, as plain data.
+
+The run fills :class:`ReportData` from its files; the renderers (:mod:`pipeline.report.html`,
+:mod:`pipeline.report.terminal`) read nothing else. Every part may be missing, because a run that
+failed half-way deserves a report, too. Texts come from boards and config files and are hostile:
+they are kept as they are here and escaped where they are printed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal
+
+from latency_tables.arch import Arch, Decision
+from latency_tables.estimate import Estimate
+from latency_tables.pooling import pool
+from latency_tables.records import Measurement, Verdict
+
+StageStatus = Literal["done", "skipped", "failed", "pending"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpaceSummary:
+    """The search space; ``n_architectures`` counts genomes, ``input_shape`` is (C, H, W)."""
+
+    name: str
+    preset: str
+    n_architectures: int
+    n_decisions: int
+    input_shape: tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingPoint:
+    """Loss of the supernet at one optimizer step."""
+
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TablePoint:
+    """One network of the latency table."""
+
+    macs: float
+    latency_ms: float
+    low_ms: float
+    high_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredRow:
+    """One measurement: what was timed when, and what looked wrong.
+
+    ``reason`` says why there is no latency; it is empty where there is one.
+    """
+
+    what: str
+    utc: str
+    profile: str
+    latency: Estimate | None
+    verdicts: tuple[Verdict, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceReport:
+    """One device: who it is, its limit, its table, and what was measured on it.
+
+    ``limit_source`` says where the latency limit comes from ("40 % quantile of the table").
+    """
+
+    name: str
+    fingerprint: str = ""
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    runtime: str = ""
+    threads: int = 1
+    cores: tuple[int, ...] = ()
+    limit_ms: float | None = None
+    limit_source: str = ""
+    table: tuple[TablePoint, ...] = ()
+    measured: tuple[MeasuredRow, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated:
+    """One architecture that the search scored; ``latency`` maps device name to Estimate."""
+
+    arch: Arch
+    accuracy: float
+    latency: Mapping[str, Estimate]
+    generation: int
+    feasible: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontRow:
+    """One architecture of the front, with both latencies per device where they are known."""
+
+    arch: Arch
+    accuracy: float
+    predicted: Mapping[str, Estimate]
+    measured: Mapping[str, Estimate]
+    verdicts: tuple[Verdict, ...] = ()
+    winner: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitRow:
+    """One limit and what the winner needs; ``device`` is None where it holds everywhere."""
+
+    name: str
+    unit: str
+    limit: float
+    value: float | None = None
+    device: str | None = None
+
+    @property
+    def kept(self) -> bool | None:
+        """Whether the winner keeps the limit; None where its need is not known."""
+        return None if self.value is None else self.value <= self.limit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """One position of the chosen network. A position with one choice was not searched."""
+
+    name: str
+    choice: str
+    choices: tuple[str, ...]
+    macs: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Winner:
+    """The exported network. Accuracies lie between 0 and 1 and come with their image counts."""
+
+    arch: Arch
+    blocks: tuple[Block, ...]
+    search_accuracy: float
+    n_search_images: int
+    test_accuracy: float | None = None
+    n_test_images: int = 0
+    macs: float
+    params: float
+    size_bytes: int | None = None
+    latency: Mapping[str, Estimate] = field(default_factory=dict)
+    onnx_sha256: str = ""
+    opset: int | None = None
+    ir_version: int | None = None
+    parity_max_abs: float | None = None
+    parity_n_images: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageTime:
+    """How long a stage took, and what became of it."""
+
+    name: str
+    seconds: float
+    status: StageStatus = "done"
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """What to type next, and why."""
+
+    text: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportData:
+    """A run, ready to be shown.
+
+    ``data`` are the rows of the data summary (images per split, classes, …) in the order shown,
+    ``hashes`` the content hashes by artefact, ``failure`` the message of a stage that failed.
+
+    >>> ReportData(run_name="first", created_utc="2026-11-22T12:00:00Z").to_dict()["run_name"]
+    'first'
+    """
+
+    run_name: str
+    created_utc: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    space: SpaceSummary | None = None
+    strategy: str = ""
+    training: tuple[TrainingPoint, ...] = ()
+    evaluations: tuple[Evaluated, ...] = ()
+    front: tuple[FrontRow, ...] = ()
+    limits: tuple[LimitRow, ...] = ()
+    devices: tuple[DeviceReport, ...] = ()
+    winner: Winner | None = None
+    stages: tuple[StageTime, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    commands: tuple[Command, ...] = ()
+    failure: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready data with the same structure."""
+        plain: dict[str, Any] = _plain(self)
+        return plain
+
+
+def measured_row(what: str, measurement: Measurement) -> MeasuredRow:
+    """A row from a record; a failed measurement keeps its verdicts and says why it failed."""
+    return MeasuredRow(
+        what=what,
+        utc=str(measurement.provenance.get("utc", "")),
+        profile=str(measurement.provenance.get("profile", "")),
+        latency=pool([measurement], source="measured") if measurement.ok else None,
+        verdicts=measurement.verdicts,
+        reason=measurement.why_not(),
+    )
+
+
+def blocks_of(
+    positions: Sequence[tuple[str, tuple[str, ...]]],
+    decisions: Sequence[Decision],
+    arch: Arch,
+    macs: Mapping[str, float] | None = None,
+) -> tuple[Block, ...]:
+    """Blocks of an architecture, position by position; arguments as a Space gives them.
+
+    ``macs`` maps position names to multiply-accumulates.
+
+    >>> decision = Decision(label="b1", choices=("k3", "k5"))
+    >>> blocks_of([("stem", ()), ("b1", ("b1",))], [decision], Arch({"b1": "k5"}))[1].choice
+    'k5'
+    """
+    choices = {d.label: tuple(map(str, d.choices)) for d in decisions}
+    return tuple(
+        Block(
+            name=name,
+            choice=", ".join(str(arch[label]) for label in labels if label in arch) or "fixed",
+            choices=tuple(c for label in labels for c in choices.get(label, ())),
+            macs=None if macs is None else macs.get(name),
+        )
+        for name, labels in positions
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    return value
