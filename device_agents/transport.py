@@ -1,0 +1,58 @@
+"""How the host reaches a board: five verbs, and a channel to a running agent.
+
+A transport moves bytes and starts one process. It knows nothing of frames or measuring, so a local
+subprocess and a remote shell are interchangeable, and a test can put a fault between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+
+class Channel(Protocol):
+    """A running process on the device: its stdin, stdout and stderr."""
+
+    def send(self, data: bytes, timeout_s: float) -> None:
+        """Write all of ``data`` to its stdin. Raises LinkLostError."""
+        ...
+
+    def receive(self, timeout_s: float) -> bytes | None:
+        """One line of its stdout; ``b""`` after the end, None when ``timeout_s`` passed."""
+        ...
+
+    def complaint(self) -> str:
+        """The last of what it wrote to stderr, and how it ended if it did."""
+        ...
+
+    def kill(self) -> None:
+        """End it now; does not raise where it already ended."""
+        ...
+
+
+class Transport(Protocol):
+    """A way to a device."""
+
+    exclusive: bool
+    """Whether host and device are one machine, so that host work disturbs measurements."""
+
+    def open(self) -> None:
+        """Connect. Raises UnreachableError."""
+        ...
+
+    def put(self, source: bytes | Path) -> str:
+        """Make content present on the device; gives its SHA-256. Skipped where it is present."""
+        ...
+
+    def get(self, blob: str, max_bytes: int) -> bytes:
+        """Content of a blob. Raises ProtocolError where it is missing or larger."""
+        ...
+
+    def run(self, agent: str, arguments: Sequence[str] = ()) -> Channel:
+        """Start the agent, a blob that was put before, in the device's work folder."""
+        ...
+
+    def close(self) -> None:
+        """Disconnect; may be called twice."""
+        ...
