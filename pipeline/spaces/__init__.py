@@ -1,0 +1,48 @@
+"""Search spaces: what may be chosen, and the networks that follow from a choice.
+
+>>> space = load_space("shufflenetv2", preset="tiny", input_shape=(1, 8, 8), n_classes=10)
+>>> len(space.decisions), space.decisions[0].choices
+(10, ('k3', 'k5', 'k7', 'xception'))
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import TYPE_CHECKING, cast
+
+from latency_tables.errors import UsageError
+
+if TYPE_CHECKING:
+    from pipeline.spaces.base import Space
+
+# name → module:factory; imported on use, because torch takes a second
+SPACES = {
+    "shufflenetv2": "pipeline.spaces.shufflenetv2:shufflenetv2",
+    "nasbench_macro": "pipeline.spaces.nasbench_macro:nasbench_macro",
+}
+
+
+def load_space(
+    name: str, *, preset: str, input_shape: tuple[int, int, int], n_classes: int
+) -> Space:
+    """Make a search space.
+
+    Args:
+        name: a key of ``SPACES``.
+        preset: a size of that space, such as ``"paper"`` or ``"tiny"``.
+        input_shape: (channels, height, width) of one image.
+        n_classes: width of the classifier.
+
+    Raises:
+        UsageError: unknown name or preset; the message lists what exists.
+    """
+    if name not in SPACES:
+        near = difflib.get_close_matches(name, SPACES, n=1)
+        raise UsageError(
+            f"no search space is called {name!r}; known: {', '.join(sorted(SPACES))}",
+            hint=f'name = "{near[0]}"' if near else None,
+        )
+    module, factory = SPACES[name].split(":")
+    make = getattr(importlib.import_module(module), factory)
+    return cast("Space", make(preset=preset, input_shape=input_shape, n_classes=n_classes))
