@@ -1,0 +1,1 @@
+"""Supernet training. Import from the modules: this file stays free of torch."""

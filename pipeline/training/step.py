@@ -1,0 +1,143 @@
+"""What the engine and a strategy say to each other: Step, Update, OptimizerPlan, Strategy.
+
+A strategy is a generator. For every step of training the engine calls ``updates(step)`` and
+executes each :class:`Update` that comes out *before* it asks for the next one, so code after a
+``yield`` sees the new weights. The strategy decides which subnets see which batch and what is
+summed; the engine owns precision, gradients, optimizers, learning rates and checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from latency_tables.arch import Arch
+from latency_tables.errors import UsageError
+from pipeline.spaces.base import Supernet
+from pipeline.training.config import OptimizerConfig, ScheduleConfig
+from pipeline.training.precision import Precision
+
+
+class Batch(Protocol):
+    """Images float (N, C, H, W); labels are classes int64 (N,) or soft float (N, n_classes)."""
+
+    @property
+    def images(self) -> Tensor: ...
+    @property
+    def labels(self) -> Tensor: ...
+
+
+class Stream(Protocol):
+    """Training batches by number; number i is the same batch whoever asks, and when."""
+
+    @property
+    def batches_per_epoch(self) -> int: ...
+    def batch(self, number: int, /) -> Batch: ...
+
+
+Gradients = Mapping[str, Tensor]
+"""Gradients by parameter name; parameters that are absent are not touched at all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """One step of one optimizer.
+
+    Give either ``losses``, whose gradients are summed (each loss is built and differentiated
+    before the next one, so memory is that of one subnet), or ``gradients``: ready ones or a
+    function that makes them, called when the update is executed.
+
+    ``scale`` multiplies the gradients. The clipping bounds replace those of the run file; ready
+    gradients are clipped only where a bound is given here.
+    """
+
+    losses: Sequence[Callable[[], Tensor]] = ()
+    gradients: Gradients | Callable[[], Gradients] | None = None
+    optimizer: str = "weights"
+    scale: float = 1.0
+    clip_norm: float | None = None
+    clip_value: float | None = None
+
+    def __post_init__(self) -> None:
+        if bool(self.losses) == (self.gradients is not None):
+            raise UsageError("an Update carries either losses or gradients: give one of the two")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerPlan:
+    """What an optimizer moves, and how. ``None`` means: the supernet's, the run file's.
+
+    A strategy that brings parameters of its own saves them in its ``state_dict``; the engine
+    saves the optimizer's state by parameter name.
+    """
+
+    parameters: Mapping[str, nn.Parameter] | None = None
+    optimizer: OptimizerConfig | None = None
+    schedule: ScheduleConfig | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One step of training, as the strategy sees it.
+
+    ``rng`` depends on the run's seed and ``index`` only, so a strategy that draws from nothing
+    else has no random state to save.
+    """
+
+    index: int
+    supernet: Supernet
+    rng: np.random.Generator
+    device: torch.device
+    next_batch: Callable[[str], Batch]
+    precision: Precision
+    label_smoothing: float = 0.0
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Run forward passes of a strategy's own in the run's number format."""
+        return self.precision.autocast(self.device)
+
+    def batch(self, split: str = "train") -> Batch:
+        """The next batch of a split: a new one each call, on the device."""
+        return self.next_batch(split)
+
+    def loss(self, arch: Arch, batch: Batch) -> Tensor:
+        """Cross entropy (scalar, fp32) of one subnet with the run's precision and smoothing.
+
+        Wrap it for an update, ``partial(step.loss, arch, batch)``, or call it under
+        ``torch.no_grad()`` to score a path.
+        """
+        images = batch.images.contiguous(memory_format=self.precision.memory_format)
+        with self.autocast():
+            logits = self.supernet(images, arch)  # (N, n_classes)
+        return F.cross_entropy(logits.float(), batch.labels, label_smoothing=self.label_smoothing)
+
+
+class Strategy(Protocol):
+    """Decides which subnets a step trains, and how.
+
+    ``state_dict`` returns nested dicts and lists of JSON values and tensors: whatever outlives a
+    step. ``load_state_dict`` must copy into tensors that an optimizer holds, not replace them.
+    """
+
+    def optimizers(self) -> Mapping[str, OptimizerPlan]:
+        """The optimizers that updates may name."""
+        ...
+
+    def updates(self, step: Step) -> Iterator[Update]:
+        """The updates of one step; each is executed before the next one is asked for."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that outlives a step, apart from the supernet's weights."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+        ...
