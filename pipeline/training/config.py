@@ -94,7 +94,7 @@ class TrainConfig(_Strict):
     log_every: int | None = Field(default=None, ge=1)
     """Steps per line of train.jsonl; about 200 lines per run where not given."""
     blow_up_factor: float | None = Field(default=10.0, gt=1)
-    """Stop where the loss is this many times its running median and above chance level."""
+    """Stop where a loss is this many times its running median and this many times chance level."""
     blow_up_after: int = Field(default=50, ge=1)
     """Steps before the running median is trusted."""
 

@@ -4,9 +4,13 @@ Losses stay on the device until they are read, at log lines and before every che
 reading one waits for the device. Then each of them is checked in order:
 
 * not finite: stop;
-* more than ``factor`` times the running median *and* above chance level (ln of the number of
-  classes), once ``after`` losses are known: stop. The second condition keeps a single hard batch
-  of a nearly perfect network from ending a healthy run.
+* a jump: more than ``factor`` times the running median and ``factor`` times chance level (ln of
+  the number of classes), once ``after`` losses are known: stop;
+* a collapse: ``COLLAPSED`` losses in a row at chance level, after a running median of less than
+  half of it: stop.
+
+Sampled paths make single losses noisy: a rare path of a good supernet may be at chance level, so
+one such loss says nothing. While the last loss is, the state is ``doubtful`` and is not saved.
 """
 
 from __future__ import annotations
@@ -25,6 +29,13 @@ from latency_tables.errors import DivergedError
 WINDOW = 100
 """Losses that the running median covers."""
 
+COLLAPSED = 20
+"""Losses at chance level in a row that no luck of the draw explains."""
+_AT_CHANCE = 0.9
+_LEARNT = 0.5
+"""Shares of the chance level: a loss above the first knows nothing, a median below the second has
+learnt something."""
+
 
 class LossMonitor:
     """Collects the loss of every step and refuses bad ones.
@@ -42,6 +53,12 @@ class LossMonitor:
         self.recent: deque[float] = deque(maxlen=WINDOW)
         self.unlogged: list[float] = []
         self._unread: list[tuple[int, float, Tensor]] = []
+        self.n_at_chance = 0  # in a row, since something had been learnt
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the last loss that was read may be the beginning of a collapse."""
+        return self.n_at_chance > 0
 
     def add(self, step: int, lr: float, loss: Tensor) -> None:
         """Remember the loss (a detached scalar) of one step, without waiting for it."""
@@ -65,9 +82,15 @@ class LossMonitor:
             raise _diverged(f"the loss is {loss} at step {step}", lr, median)
         if self.factor is None or self.n_seen < self.after:
             return
-        if loss > self.factor * median and loss > self.chance:
+        if loss > self.factor * max(median, self.chance):
             what = f"the loss jumped to {loss:.4g} at step {step}, over {self.factor:g} times"
-            raise _diverged(f"{what} its running median", lr, median)
+            raise _diverged(f"{what} its running median and chance level", lr, median)
+        learnt = self.doubtful or median < _LEARNT * self.chance
+        at_chance = learnt and loss > _AT_CHANCE * self.chance
+        self.n_at_chance = self.n_at_chance + 1 if at_chance else 0
+        if self.n_at_chance >= COLLAPSED:
+            what = f"the loss has been at chance level for {COLLAPSED} steps up to step {step}"
+            raise _diverged(what, lr, median)
 
     @property
     def mean(self) -> float | None:
@@ -85,6 +108,7 @@ class LossMonitor:
             "n_seen": self.n_seen,
             "recent": list(self.recent),
             "unlogged": list(self.unlogged),
+            "n_at_chance": self.n_at_chance,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -92,6 +116,7 @@ class LossMonitor:
         self.n_seen = int(state["n_seen"])
         self.recent = deque(state["recent"], maxlen=WINDOW)
         self.unlogged = list(state["unlogged"])
+        self.n_at_chance = int(state["n_at_chance"])
         self._unread = []
 
 

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +41,7 @@ from pipeline.training.optimizers import NamedOptimizer
 from pipeline.training.precision import Precision, choose
 from pipeline.training.schedules import learning_rate
 from pipeline.training.step import Batch, Step, Strategy, Stream, Update
+from pipeline.training.threads import torch_threads
 
 WEIGHTS_FILE = "supernet.safetensors"
 LOG_FILE = "train.jsonl"
@@ -106,7 +106,7 @@ def train(
         raise UsageError(f"streams has the splits {sorted(streams)}; 'train' is needed")
     device = torch.device(device)
     with (
-        _threads(config.threads),
+        torch_threads(config.threads),
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         Interrupts() as interrupts,
     ):
@@ -216,6 +216,7 @@ class _Run:
         """Take the steps that are left."""
         last_saved = time.monotonic()
         between_steps = True
+        waiting = False  # a checkpoint is due, and the state is doubtful
         try:
             while self.done < self.total:
                 between_steps = False
@@ -223,9 +224,12 @@ class _Run:
                 between_steps = True
                 if self.done % self.log_interval == 0 or self.done == self.total:
                     self._write_log()
-                if self._due(last_saved) or self.done == self.total:
-                    self._save()
-                    last_saved = time.monotonic()
+                if waiting or self._due(last_saved) or self.done == self.total:
+                    self.monitor.read()
+                    waiting = self.monitor.doubtful and self.done < self.total
+                    if not waiting:
+                        self._save()
+                        last_saved = time.monotonic()
                 on_progress(self._progress())
                 if interrupts.asked:
                     raise KeyboardInterrupt
@@ -413,15 +417,3 @@ def _refuse_non_finite(tensors: Mapping[str, Tensor], step: int) -> None:
         "the last good checkpoint is kept",
         hint="a lower train.optimizer.lr, some train.schedule.warmup_steps or train.clip_norm = 5",
     )
-
-
-@contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    """Use ``number`` CPU threads inside; None leaves torch's own choice."""
-    before = torch.get_num_threads()
-    if number is not None:
-        torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

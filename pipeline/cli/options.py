@@ -1,0 +1,46 @@
+"""Options that several commands share, and the only place that reads the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def table_path(given: Path | None) -> Path:
+    """The live latency table: ``--table``, else the user's own below XDG_DATA_HOME."""
+    from latency_tables.store import default_table_path
+
+    return default_table_path(os.environ) if given is None else given
+
+
+def work_dir() -> Path:
+    """Where the local agent keeps its files, below XDG_CACHE_HOME."""
+    cache_home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(cache_home) / "hilnas" / "agent"
+
+
+def with_table(command: F) -> F:
+    """``--table PATH``."""
+    return click.option(
+        "--table",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Latency table to use instead of the user's own.",
+    )(command)
+
+
+def with_json(command: F) -> F:
+    """``--json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")(command)
+
+
+def with_device(command: F) -> F:
+    """``--device NAME``."""
+    return click.option("--device", default="local", show_default=True, help="Device to use.")(
+        command
+    )

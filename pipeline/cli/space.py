@@ -1,0 +1,57 @@
+"""``hilnas space``: how large a space is and what its networks cost, before any training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from pipeline.cli.options import table_path, with_json, with_table
+
+
+@click.group()
+def space() -> None:
+    """Look at the search space of a run file before anything is trained."""
+
+
+@space.command()
+@click.argument("source", metavar="FILE|STARTER")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting.")
+@with_json
+def show(source: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """List the decisions and their choices."""
+    from pipeline.run.job import read_source
+    from pipeline.run.profile import space_of
+
+    run_source = read_source(source, overrides)
+    made = space_of(run_source.config, run_source.base)
+    if as_json:
+        decisions = {d.label: list(d.choices) for d in made.decisions}
+        click.echo(json.dumps({**made.describe(), "decisions": decisions}, indent=2))
+        return
+    click.echo(f"{made.name}, preset {made.preset}, input {made.input_shape}, id {made.space_id}")
+    for decision in made.decisions:
+        click.echo(f"  {decision.label:<10} {' '.join(map(str, decision.choices))}")
+
+
+@space.command()
+@click.argument("source", metavar="FILE|STARTER")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting.")
+@with_table
+@with_json
+def profile(source: str, overrides: tuple[str, ...], table: Path | None, as_json: bool) -> None:
+    """Size, cheapest, median and dearest cost, and whether the limits can be met.
+
+    Latency is judged where the table knows the device; nothing is measured here.
+    """
+    from rich.console import Console
+
+    from pipeline.run.job import read_source
+    from pipeline.run.profile import profile_source, render
+
+    found = profile_source(read_source(source, overrides), table_path(table))
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        render(found, Console())

@@ -1,0 +1,169 @@
+"""The run file: every setting of a run, checked before anything starts.
+
+A run file is TOML; each section's model lives beside the code that uses it and is put together
+here. Unknown keys are refused with the nearest known name. This module does not import torch.
+
+>>> config = parse_run_config('[data]\\nname = "digits"\\n[space]\\nname = "shufflenetv2"')
+>>> config.space.preset, config.device[0].name
+('tiny', 'local')
+>>> parse_run_config('[serch]\\npopulation = 20')
+Traceback (most recent call last):
+    ...
+latency_tables.errors.ConfigError: unknown key 'serch'; did you mean 'search'?
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from latency_tables.errors import ConfigError
+from pipeline.data.config import DataConfig
+from pipeline.export.config import ExportConfig
+from pipeline.search.config import LimitsConfig, SearchConfig
+from pipeline.training.config import TrainConfig
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SpaceConfig(_Section):
+    """``[space]``: which search space, at which size."""
+
+    name: str = "shufflenetv2"
+    preset: str = "tiny"
+
+
+class DeviceConfig(_Section):
+    """``[[device]]``: a device that the subnet is for, and the limits it sets."""
+
+    name: str = "local"
+    limits: LimitsConfig = LimitsConfig()
+    measuring: Literal["quick", "screening", "strict"] = "quick"
+    threads: int = Field(default=1, ge=1, le=1024)
+
+
+class LatencyConfig(_Section):
+    """``[latency]``: how the latency table is built.
+
+    ``samples`` networks are measured, spread over the MACs of the space. Of the search's front,
+    the ``remeasure`` best networks that the table predicts to keep the limits are measured again.
+    """
+
+    samples: int = Field(default=40, ge=10, le=1_000_000)
+    remeasure: int = Field(default=8, ge=1, le=10_000)
+
+
+class RunConfig(_Section):
+    """A whole run file."""
+
+    seed: int = Field(default=0, ge=0)
+    data: DataConfig
+    space: SpaceConfig = SpaceConfig()
+    train: TrainConfig = TrainConfig()
+    device: tuple[DeviceConfig, ...] = (DeviceConfig(),)
+    latency: LatencyConfig = LatencyConfig()
+    search: SearchConfig = SearchConfig()
+    export: ExportConfig = Field(default_factory=lambda: ExportConfig.model_validate({}))
+
+    @field_validator("device")
+    @classmethod
+    def _distinct_devices(cls, devices: tuple[DeviceConfig, ...]) -> tuple[DeviceConfig, ...]:
+        names = [d.name for d in devices]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"[[device]] must name one or more different devices, not {names}")
+        return devices
+
+
+def parse_run_config(text: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run file's text; ``overrides`` are ``key=value``, as in ``train.epochs=5``.
+
+    Raises:
+        ConfigError: not TOML, an unknown key (names the nearest), or a value out of range.
+    """
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"the run file is not TOML: {error}") from None
+    for override in overrides:
+        _apply(data, override)
+    return run_config_of(data)
+
+
+def run_config_of(data: Mapping[str, Any]) -> RunConfig:
+    """Check decoded settings. Raises ConfigError, with every problem in one message."""
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(problem) for problem in error.errors())) from None
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    """Set ``a.b.0.c=value``; the value is TOML, or text where it is not."""
+    path, equals, value = override.partition("=")
+    if not equals or not path.strip():
+        raise ConfigError(f"--set takes key=value, not {override!r}", hint="--set train.epochs=5")
+    node: Any = data
+    *parents, last = path.strip().split(".")
+    for key in parents:
+        node = _child(node, key, path)
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    if isinstance(node, list):
+        raise ConfigError(f"--set {path}: {last!r} needs the number of the entry before it")
+    node[last] = parsed
+
+
+def _child(node: Any, key: str, path: str) -> Any:
+    if isinstance(node, list) and key.isdigit() and int(key) < len(node):
+        return node[int(key)]
+    if isinstance(node, list) and len(node) == 1:
+        return _child(node[0], key, path)
+    if isinstance(node, dict):
+        if key == "device" and key not in node:
+            node[key] = [{}]
+        return node.setdefault(key, {})
+    raise ConfigError(f"--set {path}: there is nothing called {key!r} to set a value in")
+
+
+def _explain(problem: Any) -> str:
+    """One validation problem in words."""
+    where, message = problem["loc"], str(problem["msg"]).removeprefix("Value error, ")
+    dotted = ".".join(str(part) for part in where)
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(where[-1]), _known_keys(where[:-1]), n=1, cutoff=0.5)
+        known = f"known here: {', '.join(sorted(_known_keys(where[:-1])))}"
+        return f"unknown key {dotted!r}; " + (f"did you mean {near[0]!r}?" if near else known)
+    if problem["type"] == "missing":
+        return f"key {dotted!r} is missing"
+    given = problem.get("input")
+    shown = f", not {given!r}" if isinstance(given, str | int | float | bool) else ""
+    return f"{dotted}: {message}{shown}" if dotted else message
+
+
+def _known_keys(where: Sequence[str | int]) -> list[str]:
+    """Names that the section at ``where`` accepts."""
+    model: Any = RunConfig
+    for part in where:
+        if isinstance(part, str):
+            field = getattr(model, "model_fields", {}).get(part)
+            model = _model_in(field.annotation) if field is not None else None
+    return list(getattr(model, "model_fields", {}))
+
+
+def _model_in(annotation: Any) -> Any:
+    """The pydantic model inside an annotation such as ``tuple[DeviceConfig, ...]``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        found = _model_in(inner)
+        if found is not None:
+            return found
+    return None

@@ -1,0 +1,153 @@
+"""What the stages of one run share: settings, files, and objects that are made when first used."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from latency_tables.cost_table import CostTable
+from latency_tables.errors import DataError
+from latency_tables.store import TableStore
+from pipeline.config import RunConfig
+from pipeline.data.batches import EvalBatches, TrainStream
+from pipeline.data.dataset import ImageDataset, load_dataset
+from pipeline.data.raw import Indices
+from pipeline.data.splits import Splits
+from pipeline.run.folder import RunFolder
+from pipeline.run.progress import Reporter
+from pipeline.spaces import load_space
+from pipeline.supernet.weights import load_supernet
+
+if TYPE_CHECKING:
+    from pipeline.run.devices import RunDevice
+    from pipeline.spaces.base import Space, Supernet
+
+EVAL_BATCH = {"cpu": 128, "cuda": 512}
+"""Images per evaluation batch, at most: on a CPU, larger ones leave the cache."""
+MAX_CALIBRATION = 4096
+"""Images that batch norm is recalibrated on, at most: algorithms need 2,048 to 8,192."""
+
+
+class RunContext:
+    """Settings, folder and lazily made objects of one run."""
+
+    def __init__(
+        self,
+        *,
+        config: RunConfig,
+        folder: RunFolder,
+        base: Path,
+        table_path: Path,
+        work_dir: Path,
+        reporter: Reporter,
+    ) -> None:
+        self.config, self.folder, self.base = config, folder, base
+        self.table_path, self.work_dir, self.reporter = table_path, work_dir, reporter
+
+    @cached_property
+    def torch_device(self) -> torch.device:
+        """Where training and scoring run."""
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @cached_property
+    def dataset(self) -> ImageDataset:
+        """The images, on the training device where they fit."""
+        dataset = load_dataset(self.config.data, seed=self.config.seed, base=self.base)
+        return dataset.to(self.torch_device)
+
+    @cached_property
+    def splits(self) -> Splits:
+        """Disjoint sets of images. A third of the held-out pool calibrates, the rest scores."""
+        splits = self.dataset.splits(self.config.data, seed=self.config.seed)
+        held = splits.remaining
+        calibration = min(held // 3, MAX_CALIBRATION)
+        if calibration < self.dataset.n_classes:
+            raise DataError(
+                f"{held} held-out images are too few to calibrate and to score "
+                f"{self.dataset.n_classes} classes",
+                hint="raise data.heldout, or add images",
+            )
+        splits.reserve({"calibration": calibration, "search-validation": held - calibration})
+        return splits
+
+    @cached_property
+    def space(self) -> Space:
+        """The search space for these images."""
+        return load_space(
+            self.config.space.name,
+            preset=self.config.space.preset,
+            input_shape=self.dataset.input_shape,
+            n_classes=self.dataset.n_classes,
+        )
+
+    @cached_property
+    def cost_table(self) -> CostTable:
+        """Exact costs of the space."""
+        return self.space.cost_table()
+
+    @cached_property
+    def supernet(self) -> Supernet:
+        """The trained supernet."""
+        supernet = load_supernet(self.space, self.folder.file("supernet.safetensors"))
+        return supernet.to(self.torch_device)
+
+    @cached_property
+    def store(self) -> TableStore:
+        """The live latency table."""
+        return TableStore(self.table_path)
+
+    @cached_property
+    def devices(self) -> tuple[RunDevice, ...]:
+        """The devices of the run file, ready to measure."""
+        from pipeline.run.devices import open_devices
+
+        return open_devices(self)
+
+    def give_way(self) -> None:
+        """Wait while anybody measures on this machine, so that computing does not disturb it."""
+        for device in self.devices:
+            with device.measurer.exclusive():
+                pass
+
+    def train_stream(self) -> TrainStream:
+        """Augmented training batches."""
+        return TrainStream(
+            self.dataset,
+            self.splits.train,
+            batch_size=self.config.train.batch_size,
+            seed=self.config.seed,
+            augment=self.config.data.augment,
+            device=self.torch_device,
+            workers=self.config.data.workers,
+        )
+
+    def eval_batches(self, split: str) -> EvalBatches:
+        """Fixed batches of a held-out split; ``test`` is for the export stage only."""
+        indices = self.splits.test() if split == "test" else self.splits.indices(split)
+        return eval_batches(self.dataset, indices, self.torch_device)
+
+    def close(self) -> None:
+        """Let go of the table and of the devices."""
+        for device in self.__dict__.get("devices", ()):
+            device.close()
+        if "store" in self.__dict__:
+            self.store.close()
+
+
+def eval_batches(dataset: ImageDataset, indices: Indices, device: torch.device) -> EvalBatches:
+    """Batches of nearly equal size in a fixed order.
+
+    Equal sizes matter to calibration, which averages over batches; channels_last is faster for
+    convolutions on CPUs and GPUs alike.
+    """
+    n_batches = -(-len(indices) // EVAL_BATCH[device.type])
+    return EvalBatches(
+        dataset,
+        indices,
+        batch_size=-(-len(indices) // n_batches),
+        device=device,
+        channels_last=True,
+    )

@@ -1,0 +1,166 @@
+"""The devices of a run: how they are reached, what their table holds, what answers for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from device_agents.devices import load_device
+from device_agents.measurer import DeviceMeasurer, Progress
+from latency_tables.arch import Arch
+from latency_tables.interchange import Header
+from latency_tables.onnx_writer import to_onnx
+from latency_tables.oracle import Deployment, MeasureJob, Oracle
+from latency_tables.records import Measurement
+from latency_tables.store import SpaceInfo, TableStore
+from pipeline import __version__
+from pipeline.config import DeviceConfig
+from pipeline.export.record import graph_of
+from pipeline.spaces.base import Space, net_id
+
+if TYPE_CHECKING:
+    from pipeline.run.context import RunContext
+
+
+class RunDevice:
+    """One device of a run.
+
+    Measuring is exclusive where the device is this machine: nothing else of the run computes
+    meanwhile, because every stage that measures waits for it.
+    """
+
+    def __init__(
+        self, config: DeviceConfig, *, space: Space, store: TableStore, work_dir: Path, seed: int
+    ) -> None:
+        spec = replace(load_device(config.name), threads=config.threads, workdir=work_dir)
+        self.config, self.space, self.store = config, space, store
+        self.measurer = DeviceMeasurer(
+            spec, profile=config.measuring, seed=seed, command="hilnas run",
+            on_result=self._keep,
+        )  # fmt: skip
+        self._listeners: list[Callable[[Progress], None]] = []
+        self.measurer.on_progress = self._told
+
+    @property
+    def name(self) -> str:
+        """Name in the run file."""
+        return self.config.name
+
+    @cached_property
+    def deployment(self) -> Deployment:
+        """Device, runtime, threads and cores; asks the device."""
+        fingerprint = self.measurer.fingerprint()
+        self.store.add_device(self.name, fingerprint)
+        return Deployment(
+            device_name=self.name,
+            device_fp=fingerprint.fingerprint,
+            runtime=self.measurer.runtime(),
+            threads=self.config.threads,
+            cores=self.measurer.cores(),
+        )
+
+    def missing(self, archs: Sequence[Arch]) -> list[Arch]:
+        """Those of ``archs`` that the live table has no latency of."""
+        keys = {arch: self.deployment.key(net_id(self.space, arch)) for arch in archs}
+        known = self.store.pooled_all(list(keys.values()))
+        return [arch for arch, key in keys.items() if key not in known]
+
+    def records(self, archs: Sequence[Arch]) -> list[Measurement]:
+        """Every usable record of ``archs`` in the live table, in their order."""
+        return [
+            record
+            for arch in archs
+            for record in self.store.records(self.deployment.key(net_id(self.space, arch)))
+        ]
+
+    def live_oracle(self) -> Oracle:
+        """Measures on the device and keeps every record in the live table."""
+        return Oracle(
+            self.store,
+            self.deployment,
+            identify=lambda arch: net_id(self.space, arch),
+            make_job=lambda arch: measure_job(self.space, arch),
+            measurer=self.measurer,
+        )
+
+    def measure(
+        self, archs: Sequence[Arch], on_progress: Callable[[Progress], None] | None = None
+    ) -> list[Measurement]:
+        """Measure now; one record per architecture, all kept in the live table."""
+        if on_progress is not None:
+            self._listeners.append(on_progress)
+        try:
+            return self.live_oracle().measure(archs)
+        finally:
+            if on_progress is not None:
+                self._listeners.remove(on_progress)
+
+    def close(self) -> None:
+        """End the agent."""
+        self.measurer.session.close()
+
+    def _keep(self, records: list[Measurement]) -> None:
+        """Store each batch as soon as it ends, so that a kill loses at most one batch."""
+        self.store.add_all(records)
+
+    def _told(self, progress: Progress) -> None:
+        for listener in self._listeners:
+            listener(progress)
+
+
+def measure_job(space: Space, arch: Arch) -> MeasureJob:
+    """The network of ``arch`` without its weights, as it travels to a device."""
+    candidate = to_onnx(graph_of(space, arch))
+    return MeasureJob(
+        net_id=net_id(space, arch),
+        arch=arch,
+        onnx=candidate.model,
+        weights=candidate.weights_spec,
+        space_id=space.space_id,
+    )
+
+
+def open_devices(context: RunContext) -> tuple[RunDevice, ...]:
+    """Make the devices of a run file and tell the table which space is measured."""
+    space = context.space
+    context.store.add_space(space_info(space))
+    return tuple(
+        RunDevice(
+            config,
+            space=space,
+            store=context.store,
+            work_dir=context.work_dir,
+            seed=context.config.seed,
+        )
+        for config in context.config.device
+    )
+
+
+def space_info(space: Space) -> SpaceInfo:
+    """What tables keep of a space."""
+    return SpaceInfo(
+        space_id=space.space_id,
+        name=f"{space.name}/{space.preset}",
+        cost_table_hash=space.cost_table().table_hash,
+    )
+
+
+def table_header(space: Space, *, created: str, n_measurements: int) -> Header:
+    """First line of the run's frozen table."""
+    return Header(
+        space=space_info(space),
+        created=created,
+        tool_version=__version__,
+        n_measurements=n_measurements,
+    )
+
+
+def local_hello(work_dir: Path) -> str:
+    """Start the local agent once and say what answered."""
+    spec = replace(load_device("local"), workdir=work_dir)
+    measurer = DeviceMeasurer(spec)
+    runtime, cores = measurer.runtime(), measurer.cores()
+    return f"{runtime['name']} {runtime['version']}, core {', '.join(map(str, cores))}"

@@ -1,0 +1,133 @@
+"""The main job: open a run folder, run what is out of date, say what came out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from latency_tables.errors import RunError
+from pipeline.run.folder import RunFolder
+from pipeline.run.packages import package_root
+from pipeline.run.progress import Reporter
+from pipeline.run.source import RunSource, read_source, write_lock
+from pipeline.run.stage import run_stages
+
+if TYPE_CHECKING:
+    from pipeline.run.context import RunContext
+
+__all__ = ["Job", "read_source"]
+
+
+class Job:
+    """One run, from settings to results."""
+
+    def __init__(
+        self,
+        source: RunSource,
+        folder: RunFolder,
+        *,
+        table_path: Path,
+        work_dir: Path,
+        reporter: Reporter,
+    ) -> None:
+        self.source, self.folder = source, folder
+        self.table_path, self.work_dir, self.reporter = table_path, work_dir, reporter
+
+    @classmethod
+    def open(
+        cls,
+        source: str,
+        *,
+        out: Path | None = None,
+        overrides: Sequence[str] = (),
+        table_path: Path,
+        work_dir: Path,
+        reporter: Reporter,
+    ) -> Job:
+        """Read and check the settings; nothing is written yet."""
+        package_root()
+        found = read_source(source, overrides)
+        path = out or found.folder or Path("runs") / found.name
+        return cls(
+            found, RunFolder(path), table_path=table_path, work_dir=work_dir, reporter=reporter
+        )
+
+    def run(self, *, until: str | None = None) -> None:
+        """Run every stage that is out of date, up to and including ``until``.
+
+        The folder is this process's own meanwhile. A stage that fails leaves its journal and
+        checkpoints, so that the same call goes on from there.
+        """
+        from pipeline.run.stages import STAGES
+        from pipeline.training.threads import torch_threads
+
+        with self.folder.locked(), torch_threads(self.source.config.train.threads):
+            write_lock(self.folder.path, self.source)
+            context = self._context()
+            try:
+                run_stages(STAGES, context, until=until)
+            finally:
+                context.close()
+
+    def write_report(self) -> None:
+        """Write ``report.html`` from what the folder holds."""
+        from pipeline.run.stages.report import write_report
+
+        self._require_results()
+        with self.folder.locked():
+            context = self._context()
+            try:
+                write_report(context)
+            finally:
+                context.close()
+
+    def print_plan(self, *, as_json: bool) -> None:
+        """Print stages, sizes and estimated times; nothing is trained or measured for keeps."""
+        from pipeline.run.plan import make_plan, render
+        from pipeline.training.threads import torch_threads
+
+        context = self._context()
+        try:
+            with torch_threads(self.source.config.train.threads):
+                plan = make_plan(context)
+        finally:
+            context.close()
+        if as_json:
+            print(json.dumps(plan.to_dict(), indent=2))
+        else:
+            render(plan, Console())
+
+    def print_summary(self, *, as_json: bool) -> None:
+        """Print what the folder holds by now: the winner, or how far the run has come."""
+        from pipeline.run.summary import print_summary
+
+        print_summary(self.folder, as_json=as_json)
+
+    def print_tables(self, *, as_json: bool) -> None:
+        """Print the latency tables that the run has built."""
+        from pipeline.run.summary import print_tables
+
+        print_tables(self.folder, as_json=as_json)
+
+    def _context(self) -> RunContext:
+        from pipeline.run.context import RunContext
+
+        return RunContext(
+            config=self.source.config,
+            folder=self.folder,
+            base=self.source.base,
+            table_path=self.table_path,
+            work_dir=self.work_dir,
+            reporter=self.reporter,
+        )
+
+    def _require_results(self) -> None:
+        if not self.folder.file("manifest.json").exists():
+            raise RunError(
+                f"{self.folder.path} holds no exported network yet",
+                hint=f"hilnas run {self.folder.path}",
+            )

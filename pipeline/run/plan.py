@@ -1,0 +1,156 @@
+"""``hilnas run --plan``: stages, sizes and estimated times before anything starts.
+
+Times come from a short probe: two training steps, one scored candidate. What a device needs for
+its measurements follows from the measuring profile.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from latency_tables.errors import RunError
+from pipeline.randomness import numpy_generator
+from pipeline.run.context import RunContext
+from pipeline.run.profile import profile_space
+from pipeline.run.stages import STAGES
+from pipeline.run.stages.search import BN_POLICY
+from pipeline.run.stages.train import fresh_supernet
+from pipeline.supernet.scoring import Scorer
+
+EXPORT_SECONDS = 10.0
+"""Export, check and report: mostly torch's exporter, which hardly depends on the network."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedStage:
+    """One stage: what it will do, and for how long (0 where it is up to date)."""
+
+    name: str
+    what: str
+    seconds: float
+    up_to_date: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """All stages of a run."""
+
+    folder: str
+    stages: tuple[PlannedStage, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        return asdict(self)
+
+
+def make_plan(context: RunContext) -> Plan:
+    """Size up a run. Nothing is written; limits that no network can keep are refused here, too."""
+    profile = profile_space(context.space, [d.limits for d in context.config.device])
+    step_seconds, score_seconds = probe_seconds(context)
+    stream = context.train_stream()
+    steps = context.config.train.total_steps(stream.batches_per_epoch)
+    stream.close()
+    samples, remeasure = context.config.latency.samples, context.config.latency.remeasure
+    candidates = context.config.search.n_candidates
+    table = sum(d.measurer.estimate_seconds(samples) for d in context.devices)
+    front = sum(d.measurer.estimate_seconds(remeasure) for d in context.devices)
+    devices = ", ".join(d.name for d in context.devices)
+    sizes = ", ".join(f"{name} {size}" for name, size in context.splits.sizes.items())
+    macs = profile["costs"]["macs"]
+    planned = {
+        "data": (f"{context.dataset.n_images} images: {sizes}", 0.0),
+        "profile": (
+            f"{profile['size']:.4g} networks, {macs['min'] / 1e6:.2f} to "
+            f"{macs['max'] / 1e6:.2f} M MACs", 1.0,
+        ),
+        "table": (f"{samples} networks on {devices}", table),
+        "train": (
+            f"{steps} steps of {context.config.train.batch_size} images", steps * step_seconds,
+        ),
+        "search": (
+            f"{candidates} candidates, {remeasure} measured again",
+            candidates * score_seconds + front,
+        ),
+        "export": ("ONNX, parity, manifest", EXPORT_SECONDS),
+        "check": ("hash, golden outputs, test accuracy", 1.0),
+        "report": ("report.html", 1.0),
+    }  # fmt: skip
+    stages = []
+    for stage in STAGES:
+        done = _is_done(context, stage.name)
+        what, seconds = planned[stage.name]
+        stages.append(
+            PlannedStage(
+                name=stage.name, what=what, seconds=0.0 if done else seconds, up_to_date=done
+            )
+        )
+    return Plan(folder=str(context.folder.path), stages=tuple(stages))
+
+
+def probe_seconds(context: RunContext) -> tuple[float, float]:
+    """Seconds of one training step and of one scored candidate, on a supernet of its own."""
+    supernet = fresh_supernet(context)
+    rng = numpy_generator(context.config.seed, "plan")
+    stream = context.train_stream()
+    spent = []
+    for index in range(3):  # the first one warms up
+        batch, arch = stream.batch(index), context.space.sample(rng)
+        began = time.perf_counter()
+        F.cross_entropy(supernet(batch.images, arch), batch.labels).backward()  # type: ignore[no-untyped-call]
+        _finish(context.torch_device)
+        spent.append(time.perf_counter() - began)
+    stream.close()
+    scorer = Scorer(
+        context.space,
+        supernet,
+        calibration=context.eval_batches("calibration"),
+        validation=context.eval_batches("search-validation"),
+        policy=BN_POLICY,
+    )
+    scored = []
+    for _ in range(2):
+        began = time.perf_counter()
+        scorer.score(context.space.sample(rng))
+        scored.append(time.perf_counter() - began)
+    return min(spent[1:]), min(scored)
+
+
+def render(plan: Plan, console: Console) -> None:
+    """Print a plan as a table."""
+    table = Table(box=None)
+    table.add_column("stage")
+    table.add_column("what")
+    table.add_column("about", justify="right")
+    for stage in plan.stages:
+        about = "up to date" if stage.up_to_date else _duration(stage.seconds)
+        table.add_row(stage.name, escape(stage.what), about)
+    console.print(table)
+    total = sum(stage.seconds for stage in plan.stages)
+    console.print(f"in all about {_duration(total)}, in {escape(plan.folder)}")
+
+
+def _is_done(context: RunContext, name: str) -> bool:
+    stage = next(s for s in STAGES if s.name == name)
+    try:
+        return context.folder.up_to_date(name, stage.fingerprint(context))
+    except RunError:
+        return False  # a stage before it has not run, so what it would read is not known
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,81 @@
+"""What a stage of the main job is, and the loop that runs the ones that are out of date."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from latency_tables.files import sha256_json
+
+if TYPE_CHECKING:
+    from pipeline.run.context import RunContext
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One step from files to files.
+
+    ``settings`` gives the part of the run file that the stage depends on, ``needs`` the stages
+    whose outputs it reads. ``outputs`` are hashed into the stamp; ``working`` are further files
+    it leaves (journals, checkpoints). ``lineage`` gives the settings that those depend on, where
+    that is less than all: a search that is given more generations goes on with its journal.
+    ``version`` is raised when the code changes what the same settings give.
+    """
+
+    name: str
+    title: str
+    run: Callable[[RunContext], None]
+    settings: Callable[[RunContext], Any]
+    needs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    working: tuple[str, ...] = ()
+    lineage: Callable[[RunContext], Any] | None = None
+    version: int = 1
+
+    def fingerprint(self, context: RunContext) -> str:
+        """Hash of everything that decides what this stage writes."""
+        return self._hash(context, self.settings)
+
+    def working_fingerprint(self, context: RunContext) -> str:
+        """Hash of everything that its journal or checkpoints depend on."""
+        return self._hash(context, self.lineage or self.settings)
+
+    def _hash(self, context: RunContext, settings: Callable[[RunContext], Any]) -> str:
+        return sha256_json(
+            {
+                "stage": self.name,
+                "version": self.version,
+                "settings": settings(context),
+                "inputs": {need: context.folder.outputs_hash(need) for need in self.needs},
+            }
+        )
+
+
+def run_stages(stages: Sequence[Stage], context: RunContext, *, until: str | None = None) -> None:
+    """Run every stage that is out of date, in order, up to and including ``until``.
+
+    Whatever a stage raises goes on to the caller; its journal and checkpoints stay, and the next
+    call goes on from them.
+    """
+    for stage in stages:
+        fingerprint = stage.fingerprint(context)
+        if context.folder.up_to_date(stage.name, fingerprint):
+            context.reporter.say(f"[green]✓[/green] {stage.name:<8} up to date")
+        else:
+            context.folder.begin(
+                stage.name,
+                fingerprint,
+                lineage=stage.working_fingerprint(context),
+                outputs=stage.outputs,
+                working=stage.working,
+            )
+            context.reporter.say(f"[cyan]▸[/cyan] {stage.name:<8} {stage.title}")
+            began = time.monotonic()
+            stage.run(context)
+            seconds = time.monotonic() - began
+            context.folder.finish(stage.name, fingerprint, stage.outputs, seconds=seconds)
+            context.reporter.say(f"[green]✓[/green] {stage.name:<8} {seconds:.1f} s")
+        if stage.name == until:
+            return

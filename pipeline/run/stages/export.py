@@ -1,0 +1,228 @@
+"""Stage ``export``: the winner as a checked ONNX file with its manifest.
+
+The network is cut out of the supernet, its batch norms are calibrated on the images that the
+search used, and torch's exporter writes it. Test images are read here for the first time, by the
+exported file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from latency_tables.arch import Arch
+from latency_tables.errors import ExportError
+from latency_tables.estimate import Estimate
+from latency_tables.files import sha256_file
+from latency_tables.interchange import read_table
+from latency_tables.records import Measurement
+from pipeline.data.batches import EvalBatches
+from pipeline.export.accuracy import Accuracy, onnx_accuracy
+from pipeline.export.compare import ParityReport
+from pipeline.export.golden import Golden, write_golden
+from pipeline.export.manifest import (
+    AccuracyBlock,
+    AccuracyEntry,
+    DeviceEntry,
+    GoldenFile,
+    LimitEntry,
+    Manifest,
+    ParityEntry,
+    current_versions,
+    model_file,
+    write_manifest,
+)
+from pipeline.export.onnx_file import ExportedModel, check_size
+from pipeline.export.parity import export_with_parity, torch_logits
+from pipeline.export.reference_count import count_with_fvcore
+from pipeline.export.runtime_fit import choose_format
+from pipeline.run.context import RunContext
+from pipeline.run.stage import Stage
+from pipeline.run.stages.table import load_limits
+from pipeline.search.limits import Limit
+from pipeline.supernet.scoring import materialise, recalibrate
+
+FloatArray = npt.NDArray[np.float32]
+
+_UNITS = {"latency_ms": "ms", "macs": "MAC", "params": "parameters",
+          "size_bytes": "bytes", "peak_memory_bytes": "bytes"}  # fmt: skip
+
+
+def run_export(context: RunContext) -> None:
+    """Write ``subnet.onnx``, ``golden.npz`` and ``manifest.json``.
+
+    Raises:
+        ParityError: torch and the exported file disagree.
+        ExportError: the file cannot be written, or breaks the limit on its size.
+    """
+    front = json.loads(context.folder.file("front.json").read_text())
+    latency = json.loads(context.folder.file("latency.json").read_text())
+    point = front["points"][front["winner"]]
+    arch = Arch.from_dict(point["arch"])
+    network = materialise(context.space, arch, context.supernet)
+    recalibrate(network, context.eval_batches("calibration"))
+    costs = _costs(context, arch, network)
+    config = context.config.export
+    images = _images(context.eval_batches("search-validation"), config.parity_images)
+    opset, ir_version = choose_format(
+        config, [device["runtime"] for device in latency["devices"].values()]
+    )
+    path = context.folder.file("subnet.onnx")
+    model, parity = export_with_parity(
+        network, images, path, opset=opset, ir_version=ir_version, tolerance=config.tolerance
+    )
+    limits = load_limits(latency)
+    for limit in limits:
+        if limit.metric == "size_bytes":
+            check_size(model, int(limit.bound))
+    golden = images[: config.golden_images]
+    golden_sha256 = write_golden(
+        context.folder.file("golden.npz"),
+        Golden(images=golden, logits=torch_logits(network, golden)),
+    )
+    test = onnx_accuracy(path, arrays(context.eval_batches("test")))
+    measured = {name: Estimate.from_dict(e) for name, e in point["measured"].items()}
+    write_manifest(
+        context.folder.file("manifest.json"),
+        Manifest(
+            created_utc=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+            model=model_file(
+                model, input_shape=context.space.input_shape, n_classes=context.space.n_classes
+            ),
+            golden=GoldenFile(sha256=golden_sha256, n_images=len(golden)),
+            space=context.space.describe(),
+            space_id=context.space.space_id,
+            arch=dict(arch),
+            weights_sha256=sha256_file(context.folder.file("supernet.safetensors")),
+            dataset=_dataset(context),
+            preprocessing=context.dataset.preprocessing.to_dict(),
+            classes=list(context.dataset.class_names),
+            costs=costs,
+            accuracy=_accuracies(point, test),
+            parity=_parity(parity, config.tolerance),
+            limits=[_limit(limit, costs, measured, model) for limit in limits],
+            devices=_devices(context, measured),
+            seed=context.config.seed,
+            versions=current_versions(),
+        ),
+    )
+    context.reporter.say(
+        f"  subnet.onnx: {model.size_bytes / 1024:.0f} KiB, opset {model.opset}, torch and "
+        f"onnxruntime differ by {parity.max_abs_diff:.1e} at most; test accuracy {test.value:.2%}"
+    )
+
+
+def arrays(batches: EvalBatches) -> Iterator[tuple[FloatArray, npt.NDArray[np.int64]]]:
+    """Images (N, C, H, W) and labels (N,) of each batch as numpy arrays."""
+    for batch in batches:
+        yield batch.images.contiguous().cpu().numpy(), batch.labels.cpu().numpy()
+
+
+def _images(batches: EvalBatches, n: int) -> FloatArray:
+    found: list[FloatArray] = []
+    for images, _ in arrays(batches):
+        found.append(images[: n - sum(map(len, found))])
+        if sum(map(len, found)) >= n:
+            break
+    return np.concatenate(found)
+
+
+def _costs(context: RunContext, arch: Arch, network: nn.Module) -> dict[str, float]:
+    """Costs from the table, and fvcore's count of the very network beside them.
+
+    Raises:
+        ExportError: the two disagree on the MACs, so one of them counts another network.
+    """
+    costs = context.cost_table.costs(arch)
+    counted = count_with_fvcore(network, context.space.input_shape)
+    if counted.macs != costs["macs"]:
+        raise ExportError(
+            f"the cost table says {costs['macs']:,.0f} MACs, fvcore counts {counted.macs:,} on "
+            "the network itself; please report this"
+        )
+    return {**costs, "macs_fvcore_with_batch_norm": float(counted.total)}
+
+
+def _dataset(context: RunContext) -> dict[str, Any]:
+    described = context.dataset.describe()
+    for repeated in ("preprocessing", "classes"):
+        described.pop(repeated)
+    return {**described, **context.splits.describe()}
+
+
+def _accuracies(point: dict[str, Any], test: Accuracy) -> AccuracyBlock:
+    score = point["score"]
+    return AccuracyBlock(
+        search_validation=AccuracyEntry(value=score["accuracy"], n_images=score["n_images"]),
+        test=AccuracyEntry.of(test),
+    )
+
+
+def _parity(report: ParityReport, tolerance: float) -> ParityEntry:
+    return ParityEntry.of(report, tolerance=tolerance)
+
+
+def _limit(
+    limit: Limit, costs: dict[str, float], measured: dict[str, Estimate], model: ExportedModel
+) -> LimitEntry:
+    """One limit and what the exported network needs of it."""
+    value: float | None
+    if limit.metric == "latency_ms":
+        estimate = measured.get(limit.device or "")
+        value = None if estimate is None else estimate.latency_ms
+    elif limit.metric == "size_bytes":
+        value = float(model.size_bytes)
+    else:
+        value = costs.get(limit.metric)
+    return LimitEntry(
+        name=limit.metric,
+        device=limit.device,
+        limit=limit.bound,
+        value=value,
+        unit=_UNITS[limit.metric],
+        kept=None if value is None else value <= limit.bound,
+    )
+
+
+def _devices(context: RunContext, measured: dict[str, Estimate]) -> list[DeviceEntry]:
+    """What was measured of the winner, on every device that answered."""
+    records = front_records(context)
+    table_sha256 = sha256_file(context.folder.file("table.jsonl"))
+    return [
+        DeviceEntry.of(
+            records[device.name, measured[device.name].key],
+            device.measurer.fingerprint(),
+            latency=measured[device.name],
+            table_sha256=table_sha256,
+        )
+        for device in context.devices
+        if device.name in measured
+    ]
+
+
+def front_records(context: RunContext) -> dict[tuple[str, str], Measurement]:
+    """Records behind the measured front, by device name and key."""
+    return {
+        (entry.device_name, entry.key): entry
+        for entry in read_table(context.folder.file("front.jsonl"))
+        if isinstance(entry, Measurement)
+    }
+
+
+EXPORT = Stage(
+    name="export",
+    title="writing and checking the ONNX file",
+    run=run_export,
+    settings=lambda context: {
+        "export": context.config.export.model_dump(mode="json"),
+        "seed": context.config.seed,
+    },
+    needs=("data", "train", "table", "search"),
+    outputs=("subnet.onnx", "golden.npz", "manifest.json"),
+)

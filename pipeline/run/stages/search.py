@@ -1,0 +1,210 @@
+"""Stage ``search``: evolve subnets under the limits, measure the front, name the winner.
+
+While it runs, latencies come from the run's frozen table and the model fitted on it; the journal
+``search.jsonl`` holds every score and measurement before the searcher is told of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from latency_tables.cost_table import CostTable
+from latency_tables.files import sha256_file
+from latency_tables.interchange import import_table
+from latency_tables.model import LatencyModel
+from latency_tables.oracle import Oracle
+from latency_tables.store import TableStore
+from pipeline.randomness import numpy_generator
+from pipeline.run.context import RunContext
+from pipeline.run.stage import Stage
+from pipeline.run.stages.table import load_limits, write_records
+from pipeline.search.evaluation import Evaluation
+from pipeline.search.evaluator import Evaluator, LatencySource
+from pipeline.search.front import Front, choose_winner
+from pipeline.search.journal import Journal
+from pipeline.search.limits import Limit
+from pipeline.search.measuring import LiveMeasurer
+from pipeline.search.run_search import Progress, make_searcher, search, search_identity
+from pipeline.search.searcher import Propose
+from pipeline.search.sources import exact_proposer, live_source, oracle_source
+from pipeline.spaces.base import net_id
+from pipeline.supernet.scoring import BNPolicy, Scorer
+
+BN_POLICY: BNPolicy = "recalibrate"
+N_DRAWS = 2_000
+
+
+def run_search(context: RunContext) -> None:
+    """Search, then measure; write ``front.json``.
+
+    Raises:
+        LimitError: nothing that was measured keeps all limits.
+        DeviceError: a device failed; the same command goes on.
+    """
+    data = json.loads(context.folder.file("latency.json").read_text())
+    limits = load_limits(data)
+    models = {
+        d.name: LatencyModel.from_dict(data["devices"][d.name]["model"], context.cost_table)
+        for d in context.devices
+    }
+    with TemporaryDirectory() as scratch, TableStore(Path(scratch) / "table.sqlite") as frozen:
+        import_table(frozen, context.folder.file("table.jsonl"))
+        evaluator = Evaluator(
+            space=context.space,
+            cost_table=context.cost_table,
+            score=make_scorer(context).score,
+            limits=limits,
+            latency=_predictions(context, models, frozen),
+            supernet=sha256_file(context.folder.file("supernet.safetensors")),
+            bn_policy=BN_POLICY,
+        )
+        identity = search_identity(
+            context.config.search, evaluator, seed=context.config.seed,
+            space_id=context.space.space_id,
+        )  # fmt: skip
+        identity["table"] = sha256_file(context.folder.file("table.jsonl"))
+        with Journal.open(context.folder.file("search.jsonl"), identity) as journal:
+            archive = _search(context, evaluator, journal, models)
+            front = _measure_front(context, archive, journal, limits)
+    front.write(context.folder.file("front.json"))
+    _freeze_measurements(context, front)
+    winner = front.winner
+    measured = ", ".join(f"{e.latency_ms:.4g} ms on {d}" for d, e in winner.measured.items())
+    context.reporter.say(
+        f"  winner: accuracy {winner.evaluation.accuracy:.2%} on search-validation, "
+        f"{measured or 'not measured'}"
+    )
+
+
+def make_scorer(context: RunContext) -> Scorer:
+    """Scores subnets with inherited weights on fixed held-out images."""
+    return Scorer(
+        context.space,
+        context.supernet,
+        calibration=context.eval_batches("calibration"),
+        validation=context.eval_batches("search-validation"),
+        policy=BN_POLICY,
+    )
+
+
+def _predictions(
+    context: RunContext, models: dict[str, LatencyModel], frozen: TableStore
+) -> dict[str, LatencySource]:
+    """By device: the run's frozen table, else the model. Nothing is measured here."""
+    sources: dict[str, LatencySource] = {}
+    for device in context.devices:
+        oracle = Oracle(
+            frozen,
+            device.deployment,
+            identify=partial(net_id, context.space),
+            model=models[device.name],
+        )
+        sources[device.name] = oracle_source(oracle)
+    return sources
+
+
+def _search(
+    context: RunContext, evaluator: Evaluator, journal: Journal, models: dict[str, LatencyModel]
+) -> tuple[Evaluation, ...]:
+    config = context.config.search
+    searcher = make_searcher(
+        config,
+        evaluator,
+        seed=context.config.seed,
+        propose=_proposer(context, evaluator.limits, models),
+    )
+    with context.reporter.bar("searching") as advance:
+
+        def show(progress: Progress) -> None:
+            context.give_way()
+            best = progress.best
+            note = "" if best is None else f"best {best.accuracy:.2%}"
+            advance(progress.n_done, progress.n_total, note)
+
+        result = search(searcher, evaluator, journal, n_total=config.n_candidates, on_progress=show)
+    ended = ", no further network keeps the limits" if result.exhausted else ""
+    context.reporter.say(
+        f"  {result.n_evaluated} candidates ({result.n_scored} scored now, "
+        f"{result.n_replayed} from the journal) in {result.seconds:.1f} s{ended}"
+    )
+    return result.archive
+
+
+def _proposer(
+    context: RunContext, limits: Sequence[Limit], models: dict[str, LatencyModel]
+) -> Propose | None:
+    """Draws for limits so tight that random networks hardly ever keep them.
+
+    Of several limits the one that the fewest random networks keep is kept by construction; the
+    searcher checks the others.
+    """
+    sizes = [len(d.choices) for d in context.space.decisions]
+    rng = numpy_generator(context.config.seed, "search", "tightest")
+    genes = rng.integers(0, sizes, size=(N_DRAWS, len(sizes)))
+    found: list[tuple[float, Limit, CostTable]] = []
+    for limit in limits:
+        table = context.cost_table
+        if limit.metric == "latency_ms" and limit.device is not None:
+            table = models[limit.device].with_latency_column(table)
+        found.append(
+            (float((table.column(limit.metric, genes) <= limit.bound).mean()), limit, table)
+        )
+    if not found:
+        return None
+    _, limit, table = min(found, key=lambda entry: entry[0])
+    return exact_proposer(table, limit.metric, limit.bound)
+
+
+def _measure_front(
+    context: RunContext, archive: Sequence[Evaluation], journal: Journal, limits: Sequence[Limit]
+) -> Front:
+    with context.reporter.bar("measuring front") as advance:
+        measurer = LiveMeasurer(
+            sources={d.name: live_source(d) for d in context.devices},
+            journal=journal,
+            on_progress=lambda device, done, total: advance(done, total, device),
+        )
+        return choose_winner(archive, limits, measurer, front_size=context.config.latency.remeasure)
+
+
+def _freeze_measurements(context: RunContext, front: Front) -> None:
+    """Copy the records behind the front's measured latencies from the live table."""
+    records = []
+    for point in front.points:
+        for estimate in point.measured.values():
+            same = [
+                m
+                for m in context.store.records(estimate.key)
+                if m.latency_ms == estimate.latency_ms
+            ]
+            records += same[-1:]
+    write_records(context, "front.jsonl", records)
+
+
+def _lineage(context: RunContext) -> dict[str, object]:
+    """What the journal depends on: not how long the search is, nor how much is measured again."""
+    config = context.config.search
+    return {
+        "search": config.model_dump(mode="json", exclude={"generations", "evaluations"}),
+        "seed": context.config.seed,
+    }
+
+
+SEARCH = Stage(
+    name="search",
+    title="searching under the limits",
+    run=run_search,
+    settings=lambda context: {
+        "search": context.config.search.model_dump(mode="json"),
+        "remeasure": context.config.latency.remeasure,
+        "seed": context.config.seed,
+    },
+    needs=("table", "train"),
+    outputs=("front.json", "front.jsonl"),
+    working=("search.jsonl",),
+    lineage=_lineage,
+)
