@@ -3,9 +3,9 @@
 ::
 
     HilnasError                      exit 1
-    ├── UsageError                   exit 2   the command or the run file asks for something that does not exist
+    ├── UsageError                   exit 2   command or run file ask for what does not exist
     │   └── ConfigError                       a key or a value of a run file
-    ├── DataError                    exit 3   a data set cannot be read, or does not hold what it must
+    ├── DataError                    exit 3   a data set is unreadable or lacks something
     │   └── SplitError                        named splits overlap, are empty or unbalanced
     ├── SpaceError                   exit 2   a search space or an architecture of it
     │   ├── InvalidArchError                  a choice that the space does not have
@@ -14,7 +14,7 @@
     ├── GraphError                   exit 7   a network cannot be expressed as a Graph
     │   └── UnsupportedOperatorError          names the operator
     ├── TrainingError                exit 4
-    │   ├── DivergedError                     loss is not finite or blew up; the last good state is kept
+    │   ├── DivergedError                     loss not finite or blew up; good state is kept
     │   └── CheckpointError                   a checkpoint is missing, damaged or of another run
     ├── TableError                   exit 6   a latency table
     │   ├── CorruptTableError                 names the file, the line and the field
@@ -29,7 +29,7 @@
     │   ├── LinkLostError                     the agent vanished in the middle
     │   ├── ProtocolError                     the agent said something that is not the protocol
     │   ├── MissingRuntimeError               the device lacks the runtime
-    │   └── MeasurementError                  one network failed (crash, time-out, memory, wrong answer)
+    │   └── MeasurementError                  one network failed: crash, time-out, memory, …
     ├── ExportError                  exit 7
     │   └── ParityError                       the exported file and torch disagree
     └── RunError                     exit 8   a run folder

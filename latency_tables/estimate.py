@@ -22,8 +22,11 @@ class Estimate:
     timed samples (or of training nets for a prediction), ``in_support`` is False where a model
     extrapolates.
 
-    >>> Estimate(latency_ms=5.0, low_ms=4.8, high_ms=5.3, key="k", source="measured", n=90).keeps(5.5)
-    True
+    >>> latency = Estimate(
+    ...     latency_ms=5.0, low_ms=4.8, high_ms=5.3, key="k", source="measured", n=90
+    ... )
+    >>> latency.keeps(5.5), latency.straddles(5.1)
+    (True, True)
     """
 
     latency_ms: float

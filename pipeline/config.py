@@ -6,7 +6,7 @@ here. Unknown keys are refused with the nearest known name. This module does not
 >>> config = parse_run_config('[data]\\nname = "digits"\\n[space]\\nname = "shufflenetv2"')
 >>> config.space.preset, config.device[0].name
 ('tiny', 'local')
->>> parse_run_config('[serch]\\npopulation = 20')
+>>> parse_run_config('[data]\\nname = "digits"\\n[serch]\\npopulation = 20')
 Traceback (most recent call last):
     ...
 latency_tables.errors.ConfigError: unknown key 'serch'; did you mean 'search'?
