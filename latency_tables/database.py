@@ -64,7 +64,7 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     if not path.exists():
         if read_only:
             raise TableError(
-                f"there is no latency table at {path}", hint="hilnas tables build --device NAME"
+                f"there is no latency table at {path}", hint="hilnas tables build FILE"
             )
         _create(path)
     truncated = _check_header(path)

@@ -47,8 +47,8 @@ class HilnasError(Exception):
 
     ``hint`` is the next thing to try, usually a command; it is printed on a line of its own.
 
-    >>> str(HilnasError("no table for rk3588-a", hint="hilnas tables build --device rk3588-a"))
-    'no table for rk3588-a; try: hilnas tables build --device rk3588-a'
+    >>> str(HilnasError("no table for rk3588-a", hint="hilnas tables build FILE"))
+    'no table for rk3588-a; try: hilnas tables build FILE'
     """
 
     exit_code = 1

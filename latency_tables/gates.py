@@ -117,7 +117,7 @@ def enforce(
         raise GateError(
             gate.name,
             gate.evidence,
-            hint="hilnas tables show; whoever knows better may accept the gate by its name",
+            hint=f"look at the table; who knows better adds --set 'latency.accept=[\"{gate.name}\"]'",
         )
     return report
 

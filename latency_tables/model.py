@@ -289,7 +289,7 @@ class LatencyModel:
             raise ForeignTableError(
                 f"the latency model belongs to cost table {found[:12]}, "
                 f"not to {cost_table.table_hash[:12]}",
-                hint="hilnas tables build --device NAME",
+                hint="hilnas tables build FILE",
             )
         hyper = Fields(fields.take("hyper"), "latency model, hyper")
         chosen = Hyper(
@@ -374,5 +374,5 @@ def _same_table(fitted: CostTable, given: CostTable) -> None:
         raise ForeignTableError(
             f"the latency model belongs to cost table {fitted.table_hash[:12]}, "
             f"not to {given.table_hash[:12]}",
-            hint="hilnas tables build --device NAME",
+            hint="hilnas tables build FILE",
         )

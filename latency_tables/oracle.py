@@ -326,7 +326,7 @@ class Oracle:
             f"no latency of {arch.to_json()}{more} on {self._deployment.device_name!r}: not in "
             f"{self._store.path}, {self.spent} of {self.budget} measurements spent, no latency "
             f"model{because}",
-            hint=f"hilnas tables build --device {self._deployment.device_name}",
+            hint="hilnas tables build FILE",
         )
 
 

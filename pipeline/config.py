@@ -53,10 +53,12 @@ class LatencyConfig(_Section):
 
     ``samples`` networks are measured, spread over the MACs of the space. Of the search's front,
     the ``remeasure`` best networks that the table predicts to keep the limits are measured again.
+    ``accept`` names gates whose refusal of the table is overridden, on record.
     """
 
     samples: int = Field(default=40, ge=10, le=1_000_000)
     remeasure: int = Field(default=8, ge=1, le=10_000)
+    accept: tuple[str, ...] = ()
 
 
 class RunConfig(_Section):

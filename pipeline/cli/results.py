@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli.options import table_path, with_json, with_table, work_dir
+from pipeline.cli.jobs import open_job
+from pipeline.cli.options import with_json, with_table
 
 _run_folder = click.argument(
     "folder", metavar="RUN", type=click.Path(path_type=Path, file_okay=False)
@@ -21,16 +22,7 @@ _run_folder = click.argument(
 @with_json
 def export(folder: Path, table: Path | None, as_json: bool) -> None:
     """Export the winner of a run as ONNX; runs what is missing before it."""
-    from pipeline.run.job import Job
-    from pipeline.run.progress import Reporter
-
-    job = Job.open(
-        str(folder),
-        out=folder,
-        table_path=table_path(table),
-        work_dir=work_dir(),
-        reporter=Reporter(),
-    )
+    job = open_job(str(folder), out=folder, table=table)
     job.run(until="export")
     job.print_summary(as_json=as_json)
 
@@ -57,15 +49,6 @@ def check(folder: Path, as_json: bool, no_data: bool) -> None:
 @with_json
 def report(folder: Path, as_json: bool) -> None:
     """Write report.html of a run anew and print the summary."""
-    from pipeline.run.job import Job
-    from pipeline.run.progress import Reporter
-
-    job = Job.open(
-        str(folder),
-        out=folder,
-        table_path=table_path(None),
-        work_dir=work_dir(),
-        reporter=Reporter(quiet=True),
-    )
+    job = open_job(str(folder), out=folder, quiet=True)
     job.write_report()
     job.print_summary(as_json=as_json)

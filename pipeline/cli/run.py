@@ -2,111 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
-from pipeline.cli.options import table_path, with_json, with_table, work_dir
+from pipeline.cli.jobs import open_job, with_job
 
 
-def _job_options(command: Callable[..., None]) -> Callable[..., None]:
-    """What every command that runs stages takes."""
-    for option in (
-        click.argument("source", metavar="FILE|STARTER"),
-        click.option(
-            "--out",
-            type=click.Path(path_type=Path, file_okay=False),
-            help="Run folder; runs/NAME by default.",
-        ),
-        click.option(
-            "--set",
-            "overrides",
-            multiple=True,
-            metavar="KEY=VALUE",
-            help="Change one setting, as in train.epochs=5; may be repeated.",
-        ),
-        click.option("--quiet", is_flag=True, help="Only warnings and the result."),
-    ):
-        command = option(command)
-    return with_table(with_json(command))
-
-
-def _start(
-    source: str,
-    out: Path | None,
-    overrides: tuple[str, ...],
-    table: Path | None,
-    as_json: bool,
-    quiet: bool,
-    *,
-    until: str | None,
-    plan: bool = False,
-) -> None:
-    from pipeline.run.job import Job
-    from pipeline.run.progress import Reporter
-
-    job = Job.open(
-        source,
-        out=out,
-        overrides=overrides,
-        table_path=table_path(table),
-        work_dir=work_dir(),
-        reporter=Reporter(quiet=quiet),
-    )
-    if plan:
-        job.print_plan(as_json=as_json)
-        return
-    job.run(until=until)
-    job.print_summary(as_json=as_json)
+def _run_until(stage: str | None, *, as_json: bool, **job: Any) -> None:
+    opened = open_job(**job)
+    opened.run(until=stage)
+    opened.print_summary(as_json=as_json)
 
 
 @click.command()
-@_job_options
+@with_job
 @click.option("--plan", is_flag=True, help="Print stages, sizes and times; start nothing.")
-def run(
-    source: str,
-    out: Path | None,
-    overrides: tuple[str, ...],
-    table: Path | None,
-    as_json: bool,
-    quiet: bool,
-    plan: bool,
-) -> None:
+def run(plan: bool, as_json: bool, **job: Any) -> None:
     """Run the whole job: from a data set to a checked ONNX file under your limits.
 
     FILE|STARTER is a run file, a run folder to go on with, or the name of a starter. Stages that
     are up to date are skipped; a stopped run goes on where it was.
     """
-    _start(source, out, overrides, table, as_json, quiet, until=None, plan=plan)
+    if plan:
+        open_job(**job).print_plan(as_json=as_json)
+    else:
+        _run_until(None, as_json=as_json, **job)
 
 
 @click.command()
-@_job_options
-def train(
-    source: str,
-    out: Path | None,
-    overrides: tuple[str, ...],
-    table: Path | None,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+@with_job
+def train(as_json: bool, **job: Any) -> None:
     """Run the job up to the trained supernet."""
-    _start(source, out, overrides, table, as_json, quiet, until="train")
+    _run_until("train", as_json=as_json, **job)
 
 
 @click.command()
-@_job_options
-def search(
-    source: str,
-    out: Path | None,
-    overrides: tuple[str, ...],
-    table: Path | None,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+@with_job
+def search(as_json: bool, **job: Any) -> None:
     """Run the job up to the measured front."""
-    _start(source, out, overrides, table, as_json, quiet, until="search")
+    _run_until("search", as_json=as_json, **job)
 
 
 @click.command()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from pipeline.cli.jobs import with_overrides
 from pipeline.cli.options import table_path, with_json, with_table
 
 
@@ -17,7 +18,7 @@ def space() -> None:
 
 @space.command()
 @click.argument("source", metavar="FILE|STARTER")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting.")
+@with_overrides
 @with_json
 def show(source: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """List the decisions and their choices."""
@@ -37,7 +38,7 @@ def show(source: str, overrides: tuple[str, ...], as_json: bool) -> None:
 
 @space.command()
 @click.argument("source", metavar="FILE|STARTER")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting.")
+@with_overrides
 @with_table
 @with_json
 def profile(source: str, overrides: tuple[str, ...], table: Path | None, as_json: bool) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
-from pipeline.cli.options import table_path, with_json, with_table, work_dir
+from pipeline.cli.jobs import open_job, with_job
+from pipeline.cli.options import table_path, with_json, with_table
 
 
 @click.group()
@@ -17,38 +19,12 @@ def tables() -> None:
 
 
 @tables.command()
-@click.argument("source", metavar="FILE|STARTER")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Run folder; runs/NAME by default.",
-)
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Change a setting, as in latency.samples=100.",
-)
-@with_table
-@with_json
-def build(
-    source: str, out: Path | None, overrides: tuple[str, ...], table: Path | None, as_json: bool
-) -> None:
+@with_job
+def build(as_json: bool, **job: Any) -> None:
     """Measure networks of the space of a run file on its devices, and fit the latency model."""
-    from pipeline.run.job import Job
-    from pipeline.run.progress import Reporter
-
-    job = Job.open(
-        source,
-        out=out,
-        overrides=overrides,
-        table_path=table_path(table),
-        work_dir=work_dir(),
-        reporter=Reporter(),
-    )
-    job.run(until="table")
-    job.print_tables(as_json=as_json)
+    opened = open_job(**job)
+    opened.run(until="table")
+    opened.print_tables(as_json=as_json)
 
 
 @tables.command()

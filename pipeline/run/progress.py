@@ -36,6 +36,15 @@ class Reporter:
         self.console.print(f"[yellow]warning:[/yellow] {text}")
 
     @contextmanager
+    def busy(self, title: str) -> Iterator[None]:
+        """A spinner for what takes a while and cannot say how far it is."""
+        if self.quiet or not self.console.is_terminal:
+            yield
+            return
+        with self.console.status(f"  {title}"):
+            yield
+
+    @contextmanager
     def bar(self, title: str) -> Iterator[Advance]:
         """A progress bar; the function it gives sets done, total and a note."""
         if self.quiet or not self.console.is_terminal:

@@ -106,7 +106,7 @@ class Evaluator:
                 raise MissingLatencyError(
                     f"limit {limit}: nothing was measured on {limit.device!r}, and a latency is "
                     "never guessed",
-                    hint=f"hilnas tables build --device {limit.device}",
+                    hint="hilnas tables build FILE",
                 )
 
     def screen(self, archs: Sequence[Arch]) -> list[Candidate]:

@@ -19,34 +19,14 @@ Deviations, all of which the paper's text allows and its public code misses:
 from __future__ import annotations
 
 from latency_tables.arch import Arch
-from pipeline.search.config import SearchConfig
-from pipeline.search.evaluator import SearchSpace
 from pipeline.search.operators import Genes, crossover, genes_of, mutate, pairs
-from pipeline.search.searcher import ArchiveSearcher, Propose, Violations
+from pipeline.search.searcher import ArchiveSearcher
 
 
 class EvolutionSearch(ArchiveSearcher):
     """Evolution over whatever the evaluations call accuracy. See the module for the algorithm."""
 
     name = "evolution"
-
-    def __init__(
-        self,
-        config: SearchConfig,
-        *,
-        space: SearchSpace,
-        violations: Violations,
-        seed: int,
-        propose: Propose | None = None,
-    ) -> None:
-        super().__init__(
-            space=space,
-            violations=violations,
-            seed=seed,
-            max_tries=config.max_tries,
-            propose=propose,
-        )
-        self.config = config
 
     @property
     def done(self) -> bool:

@@ -94,7 +94,7 @@ def resolve_limits(
                 raise MissingLatencyError(
                     f"limit latency = {config.latency!r} is a quantile of the latency table of "
                     f"{device!r}, which holds no measurement",
-                    hint=f"hilnas tables build --device {device}",
+                    hint="hilnas tables build FILE",
                 )
             bound = float(np.quantile(np.asarray(measured, dtype=float), config.latency_quantile))
             text = f"{config.latency} of the table"

@@ -8,33 +8,13 @@ works as for every other method.
 from __future__ import annotations
 
 from latency_tables.arch import Arch
-from pipeline.search.config import SearchConfig
-from pipeline.search.evaluator import SearchSpace
-from pipeline.search.searcher import ArchiveSearcher, Propose, Violations
+from pipeline.search.searcher import ArchiveSearcher
 
 
 class RandomSearch(ArchiveSearcher):
     """``config.evaluations`` different random candidates that keep the limits."""
 
     name = "random"
-
-    def __init__(
-        self,
-        config: SearchConfig,
-        *,
-        space: SearchSpace,
-        violations: Violations,
-        seed: int,
-        propose: Propose | None = None,
-    ) -> None:
-        super().__init__(
-            space=space,
-            violations=violations,
-            seed=seed,
-            max_tries=config.max_tries,
-            propose=propose,
-        )
-        self.config = config
 
     @property
     def done(self) -> bool:

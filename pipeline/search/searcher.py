@@ -17,6 +17,7 @@ import numpy as np
 from latency_tables.arch import Arch
 from latency_tables.errors import RunError
 from pipeline.randomness import numpy_generator
+from pipeline.search.config import SearchConfig
 from pipeline.search.evaluation import Evaluation
 from pipeline.search.evaluator import SearchSpace
 from pipeline.search.operators import (
@@ -90,11 +91,11 @@ class ArchiveSearcher:
     """What the searchers here share: the archive, what was seen, and filling up at random.
 
     Args:
+        config: population, generations and so on.
         space: decisions and canonical form; two architectures of one canonical form are the same
             candidate and only the first is evaluated.
         violations: the limits; asked before a candidate is proposed.
         seed: root of all random numbers.
-        max_tries: draws per wanted candidate.
         propose: where given, used when random draws run out.
     """
 
@@ -102,15 +103,15 @@ class ArchiveSearcher:
 
     def __init__(
         self,
+        config: SearchConfig,
         *,
         space: SearchSpace,
         violations: Violations,
         seed: int,
-        max_tries: int = 10,
         propose: Propose | None = None,
     ) -> None:
-        self.space, self.violations, self.seed = space, violations, seed
-        self.max_tries, self.propose = max_tries, propose
+        self.config, self.space, self.violations = config, space, violations
+        self.seed, self.propose = seed, propose
         self.sizes = sizes_of(space.decisions)
         self._archive: list[Evaluation] = []
         self._seen: set[Arch] = set()
@@ -179,7 +180,7 @@ class ArchiveSearcher:
 
     def _draw(self, draw: Callable[[int], Genes], taken: dict[Arch, Arch], wanted: int) -> None:
         """Add ``wanted`` candidates from ``draw`` (n → genes), at most max_tries draws for each."""
-        goal, tries = len(taken) + wanted, self.max_tries * wanted
+        goal, tries = len(taken) + wanted, self.config.max_tries * wanted
         if not self._archive:
             tries *= FIRST_TRIES
         while len(taken) < goal and tries > 0:
@@ -193,7 +194,7 @@ class ArchiveSearcher:
         self._draw(lambda k: random_genes(rng, self.sizes, k), taken, n - len(taken))
         if len(taken) < n and self.propose is not None:
             rng = self._rng("propose")
-            for _ in range(self.max_tries):
+            for _ in range(self.config.max_tries):
                 self._admit(self.propose(rng, n - len(taken)), taken, n)
                 if len(taken) >= n:
                     break

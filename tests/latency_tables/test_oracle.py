@@ -154,7 +154,7 @@ def test_the_budget_counts_measurements_over_all_questions(make_oracle, board, m
 
 
 def test_without_measurement_and_model_the_command_that_measures_is_named(make_oracle, archs):
-    with pytest.raises(MissingLatencyError, match="hilnas tables build --device local") as caught:
+    with pytest.raises(MissingLatencyError, match="hilnas tables build FILE") as caught:
         ask(make_oracle(), archs[:3])
     assert archs[0].to_json() in str(caught.value)
     assert "2 others" in str(caught.value)

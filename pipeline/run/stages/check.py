@@ -18,7 +18,8 @@ def run_check(context: RunContext) -> None:
         ExportError: a file is missing, damaged or replaced.
         ParityError: the file computes something else than torch did.
     """
-    report = check_export(context.folder.path, arrays(context.eval_batches("test")))
+    with context.reporter.busy("running the exported file"):
+        report = check_export(context.folder.path, arrays(context.eval_batches("test")))
     write_json(context.folder.file("check.json"), asdict(report))
     for line in report.lines():
         context.reporter.say(f"  {line}")

@@ -9,7 +9,8 @@ from pipeline.run.stage import Stage
 
 def run_data(context: RunContext) -> None:
     """Load and check the data set; every split is asserted to be disjoint and balanced."""
-    dataset, splits = context.dataset, context.splits
+    with context.reporter.busy("reading images"):
+        dataset, splits = context.dataset, context.splits
     write_json(context.folder.file("data.json"), {**dataset.describe(), **splits.describe()})
     sizes = ", ".join(f"{name} {size}" for name, size in splits.sizes.items())
     context.reporter.say(

@@ -8,7 +8,7 @@ exported file.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -49,6 +49,7 @@ from pipeline.search.limits import Limit
 from pipeline.supernet.scoring import materialise, recalibrate
 
 FloatArray = npt.NDArray[np.float32]
+LabelledArrays = tuple[FloatArray, npt.NDArray[np.int64]]
 
 _UNITS = {"latency_ms": "ms", "macs": "MAC", "params": "parameters",
           "size_bytes": "bytes", "peak_memory_bytes": "bytes"}  # fmt: skip
@@ -65,28 +66,17 @@ def run_export(context: RunContext) -> None:
     latency = json.loads(context.folder.file("latency.json").read_text())
     point = front["points"][front["winner"]]
     arch = Arch.from_dict(point["arch"])
-    network = materialise(context.space, arch, context.supernet)
-    recalibrate(network, context.eval_batches("calibration"))
-    costs = _costs(context, arch, network)
-    config = context.config.export
-    images = _images(context.eval_batches("search-validation"), config.parity_images)
-    opset, ir_version = choose_format(
-        config, [device["runtime"] for device in latency["devices"].values()]
-    )
-    path = context.folder.file("subnet.onnx")
-    model, parity = export_with_parity(
-        network, images, path, opset=opset, ir_version=ir_version, tolerance=config.tolerance
-    )
-    limits = load_limits(latency)
-    for limit in limits:
-        if limit.metric == "size_bytes":
-            check_size(model, int(limit.bound))
-    golden = images[: config.golden_images]
-    golden_sha256 = write_golden(
-        context.folder.file("golden.npz"),
-        Golden(images=golden, logits=torch_logits(network, golden)),
-    )
-    test = onnx_accuracy(path, arrays(context.eval_batches("test")))
+    with context.reporter.busy("writing subnet.onnx"):
+        network = materialise(context.space, arch, context.supernet)
+        recalibrate(network, context.eval_batches("calibration"))
+        costs = _costs(context, arch, network)
+        model, parity, golden = _write_model(context, network, latency)
+    with context.reporter.bar("test images") as advance:
+        batches = context.eval_batches("test")
+        test = onnx_accuracy(
+            context.folder.file("subnet.onnx"),
+            counted(arrays(batches), lambda done: advance(done, batches.n_images, "")),
+        )
     measured = {name: Estimate.from_dict(e) for name, e in point["measured"].items()}
     write_manifest(
         context.folder.file("manifest.json"),
@@ -95,7 +85,7 @@ def run_export(context: RunContext) -> None:
             model=model_file(
                 model, input_shape=context.space.input_shape, n_classes=context.space.n_classes
             ),
-            golden=GoldenFile(sha256=golden_sha256, n_images=len(golden)),
+            golden=golden,
             space=context.space.describe(),
             space_id=context.space.space_id,
             arch=dict(arch),
@@ -105,8 +95,8 @@ def run_export(context: RunContext) -> None:
             classes=list(context.dataset.class_names),
             costs=costs,
             accuracy=_accuracies(point, test),
-            parity=_parity(parity, config.tolerance),
-            limits=[_limit(limit, costs, measured, model) for limit in limits],
+            parity=ParityEntry.of(parity, tolerance=context.config.export.tolerance),
+            limits=[_limit(limit, costs, measured, model) for limit in load_limits(latency)],
             devices=_devices(context, measured),
             seed=context.config.seed,
             versions=current_versions(),
@@ -118,7 +108,46 @@ def run_export(context: RunContext) -> None:
     )
 
 
-def arrays(batches: EvalBatches) -> Iterator[tuple[FloatArray, npt.NDArray[np.int64]]]:
+def _write_model(
+    context: RunContext, network: nn.Module, latency: dict[str, Any]
+) -> tuple[ExportedModel, ParityReport, GoldenFile]:
+    """Export for the devices' runtimes, compare on real images, keep some as golden samples."""
+    config = context.config.export
+    images = _images(context.eval_batches("search-validation"), config.parity_images)
+    opset, ir_version = choose_format(
+        config, [device["runtime"] for device in latency["devices"].values()]
+    )
+    model, parity = export_with_parity(
+        network,
+        images,
+        context.folder.file("subnet.onnx"),
+        opset=opset,
+        ir_version=ir_version,
+        tolerance=config.tolerance,
+    )
+    for limit in load_limits(latency):
+        if limit.metric == "size_bytes":
+            check_size(model, int(limit.bound))
+    golden = images[: config.golden_images]
+    sha256 = write_golden(
+        context.folder.file("golden.npz"),
+        Golden(images=golden, logits=torch_logits(network, golden)),
+    )
+    return model, parity, GoldenFile(sha256=sha256, n_images=len(golden))
+
+
+def counted(
+    batches: Iterable[LabelledArrays], tell: Callable[[int], None]
+) -> Iterator[LabelledArrays]:
+    """Pass batches on and tell how many images have been."""
+    done = 0
+    for images, labels in batches:
+        yield images, labels
+        done += len(labels)
+        tell(done)
+
+
+def arrays(batches: EvalBatches) -> Iterator[LabelledArrays]:
     """Images (N, C, H, W) and labels (N,) of each batch as numpy arrays."""
     for batch in batches:
         yield batch.images.contiguous().cpu().numpy(), batch.labels.cpu().numpy()
@@ -162,10 +191,6 @@ def _accuracies(point: dict[str, Any], test: Accuracy) -> AccuracyBlock:
         search_validation=AccuracyEntry(value=score["accuracy"], n_images=score["n_images"]),
         test=AccuracyEntry.of(test),
     )
-
-
-def _parity(report: ParityReport, tolerance: float) -> ParityEntry:
-    return ParityEntry.of(report, tolerance=tolerance)
 
 
 def _limit(

@@ -14,7 +14,8 @@ def run_profile(context: RunContext) -> None:
     Raises:
         LimitBelowFastestError: a limit on MACs, parameters, size or memory is below the cheapest.
     """
-    found = profile_space(context.space, [d.limits for d in context.config.device])
+    with context.reporter.busy("recording every choice"):
+        found = profile_space(context.space, [d.limits for d in context.config.device])
     write_json(context.folder.file("profile.json"), found)
     macs = found["costs"]["macs"]
     context.reporter.say(

@@ -12,14 +12,17 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from latency_tables.arch import Arch
 from latency_tables.cost_table import CostTable
 from latency_tables.files import sha256_file
-from latency_tables.interchange import import_table
+from latency_tables.interchange import import_table, read_table
 from latency_tables.model import LatencyModel
 from latency_tables.oracle import Oracle
+from latency_tables.records import Measurement
 from latency_tables.store import TableStore
 from pipeline.randomness import numpy_generator
 from pipeline.run.context import RunContext
+from pipeline.run.devices import RunDevice, reference_of
 from pipeline.run.stage import Stage
 from pipeline.run.stages.table import load_limits, write_records
 from pipeline.search.evaluation import Evaluation
@@ -164,11 +167,30 @@ def _measure_front(
 ) -> Front:
     with context.reporter.bar("measuring front") as advance:
         measurer = LiveMeasurer(
-            sources={d.name: live_source(d) for d in context.devices},
+            sources={d.name: live_source(_Settled(context, d)) for d in context.devices},
             journal=journal,
             on_progress=lambda device, done, total: advance(done, total, device),
         )
         return choose_winner(archive, limits, measurer, front_size=context.config.latency.remeasure)
+
+
+class _Settled:
+    """Measures on one device in the state in which its table was built."""
+
+    def __init__(self, context: RunContext, device: RunDevice) -> None:
+        self.context, self.device = context, device
+        self.reference_ns = reference_of(
+            [
+                entry
+                for entry in read_table(context.folder.file("table.jsonl"))
+                if isinstance(entry, Measurement) and entry.device_name == device.name
+            ]
+        )
+
+    def measure(self, archs: Sequence[Arch]) -> list[Measurement]:
+        if self.reference_ns is None:
+            return self.device.measure(archs)
+        return self.device.measure_settled(archs, self.reference_ns, self.context.reporter.warn)
 
 
 def _freeze_measurements(context: RunContext, front: Front) -> None:

@@ -149,7 +149,10 @@ def _about(
 ) -> dict[str, Any]:
     """What ``latency.json`` says of one device; gates are enforced here."""
     report = gates.enforce(
-        records, cost_table=context.cost_table, device_fp=device.deployment.device_fp
+        records,
+        cost_table=context.cost_table,
+        device_fp=device.deployment.device_fp,
+        accept=context.config.latency.accept,
     )
     for gate in report.warnings:
         context.reporter.warn(f"table of {device.name}, gate {gate.name}: {gate.evidence}")
@@ -186,6 +189,7 @@ TABLE = Stage(
     settings=lambda context: {
         "devices": [d.model_dump(mode="json") for d in context.config.device],
         "samples": context.config.latency.samples,
+        "accept": context.config.latency.accept,
         "seed": context.config.seed,
     },
     needs=("profile",),

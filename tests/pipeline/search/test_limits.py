@@ -57,7 +57,7 @@ def test_a_quantile_is_resolved_against_the_table_of_its_own_device():
 
 
 def test_a_quantile_of_an_empty_table_names_the_command_that_builds_one():
-    with pytest.raises(MissingLatencyError, match="hilnas tables build --device rpi"):
+    with pytest.raises(MissingLatencyError, match="hilnas tables build FILE"):
         resolve_limits({"rpi": LimitsConfig(latency="40%")}, {"rpi": []})
 
 
