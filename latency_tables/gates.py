@@ -117,7 +117,7 @@ def enforce(
         raise GateError(
             gate.name,
             gate.evidence,
-            hint=f"look at the table; who knows better adds --set 'latency.accept=[\"{gate.name}\"]'",
+            hint=f"look at it; who knows better adds --set 'latency.accept=[\"{gate.name}\"]'",
         )
     return report
 

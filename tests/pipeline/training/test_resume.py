@@ -86,6 +86,15 @@ class CtrlC(SPOS):
             yield update
 
 
+@pytest.fixture
+def foreground() -> Iterator[None]:
+    """Ctrl-C as in the foreground; a shell's background job starts with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("foreground")
 def test_ctrl_c_in_the_middle_of_a_step_saves_after_the_step(tmp_path: Path) -> None:
     whole, space = toy_train(tmp_path / "whole"), toy_space()
     with pytest.raises(KeyboardInterrupt):
@@ -96,6 +105,7 @@ def test_ctrl_c_in_the_middle_of_a_step_saves_after_the_step(tmp_path: Path) -> 
     assert resumed.weights_path.read_bytes() == whole.weights_path.read_bytes()
 
 
+@pytest.mark.usefixtures("foreground")
 def test_a_second_ctrl_c_ends_at_once_and_saves_nothing(tmp_path: Path) -> None:
     space = toy_space()
     strategy = CtrlC(space)
