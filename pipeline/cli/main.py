@@ -1,11 +1,12 @@
 """``hilnas``: the group of commands, and how errors leave the process.
 
 Exit codes: 0 done · 1 a bug of ours · 2 wrong usage or settings · 3 data · 4 training · 5 device ·
-6 latency table or limit · 7 export or check · 8 run folder · 130 stopped by Ctrl-C.
+6 latency table or limit · 7 export or check · 8 run folder or disk · 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
 
+import errno
 import sys
 
 import click
@@ -15,6 +16,8 @@ from pipeline import __version__
 from pipeline.cli import devices, doctor, measure, results, run, space, tables
 
 EXIT_INTERRUPTED = 130
+EXIT_DISK = 8
+DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -78,3 +81,13 @@ def run_cli(arguments: list[str]) -> int:
         # the reader of our output went away, as in `hilnas tables show | head`
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if error.errno not in DISK_TROUBLE:
+            raise
+        click.echo(f"error: {error.strerror}: {error.filename or 'while writing'}", err=True)
+        click.echo(
+            "  try: make room or mend the permissions, then the same command; nothing "
+            "that was finished is lost",
+            err=True,
+        )
+        return EXIT_DISK

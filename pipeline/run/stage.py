@@ -60,7 +60,8 @@ def run_stages(stages: Sequence[Stage], context: RunContext, *, until: str | Non
     call goes on from them.
     """
     for stage in stages:
-        fingerprint = stage.fingerprint(context)
+        with context.reporter.busy(stage.name):  # hashing inputs may mean reading a data set
+            fingerprint = stage.fingerprint(context)
         if context.folder.up_to_date(stage.name, fingerprint):
             context.reporter.say(f"[green]✓[/green] {stage.name:<8} up to date")
         else:

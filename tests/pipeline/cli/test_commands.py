@@ -1,5 +1,6 @@
 """The command line: exit codes, messages that name the next command, JSON, start-up time."""
 
+import errno
 import json
 import os
 import subprocess
@@ -8,7 +9,7 @@ import time
 
 import pytest
 
-from pipeline.cli.main import EXIT_INTERRUPTED, run_cli
+from pipeline.cli.main import EXIT_DISK, EXIT_INTERRUPTED, run_cli
 from pipeline.run.starters import starter_names, starter_text
 
 
@@ -160,6 +161,24 @@ def test_ctrl_c_says_that_nothing_is_lost(monkeypatch, capsys):
     monkeypatch.setattr("pipeline.run.starters.starter_summaries", stop)
     assert run_cli(["init", "list"]) == EXIT_INTERRUPTED
     assert "goes on" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_said_in_one_line(monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/digits/data.json")
+
+    monkeypatch.setattr("pipeline.run.starters.starter_summaries", full)
+    assert run_cli(["init", "list"]) == EXIT_DISK
+    assert "No space left on device: runs/digits/data.json" in capsys.readouterr().err
+
+
+def test_another_error_of_the_system_is_not_hidden(monkeypatch):
+    def broken(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("pipeline.run.starters.starter_summaries", broken)
+    with pytest.raises(OSError, match="Input/output"):
+        run_cli(["init", "list"])
 
 
 def test_commands_for_boards_work_where_torch_cannot_be_imported(at_home):
