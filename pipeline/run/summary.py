@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -24,7 +25,11 @@ def print_summary(folder: RunFolder, *, as_json: bool) -> None:
         return
     from pipeline.report.terminal import print_report
 
-    print_report(report, Console())
+    # the report itself names no path of this machine
+    commands = tuple(
+        replace(c, text=c.text.replace("FOLDER", str(folder.path))) for c in report.commands
+    )
+    print_report(replace(report, commands=commands), Console())
     if folder.file("report.html").exists():
         print(f"report: {folder.file('report.html')}")
 

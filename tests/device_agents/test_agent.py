@@ -165,7 +165,9 @@ def test_cores_that_do_not_exist_are_refused(
         client.request("measure", request, timeout_s=WAIT_S)
 
 
-@pytest.mark.parametrize("line", [b"garbage\n", b"x" * (MAX_FRAME_BYTES + 1) + b"\n"])
+@pytest.mark.parametrize(
+    "line", [b"garbage\n", b"x" * (MAX_FRAME_BYTES + 1) + b"\n"], ids=["garbage", "oversized"]
+)
 def test_a_line_that_is_no_frame_is_answered_and_ends_the_agent(
     start_agent: Start, line: bytes
 ) -> None:
