@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from latency_tables.errors import UsageError
 from pipeline.cli.jobs import open_job, with_job
 from pipeline.cli.options import table_path, with_json, with_table
 
@@ -37,8 +38,14 @@ def show(table: Path | None, as_json: bool) -> None:
     from latency_tables.store import TableStore
     from pipeline.run.tables import render_summaries
 
-    with TableStore(table_path(table)) as store:
-        summaries = store.summaries()
+    path = table_path(table)
+    if not path.exists():
+        if table is not None:
+            raise UsageError(f"there is no latency table at {table}", hint="hilnas tables show")
+        summaries = []
+    else:
+        with TableStore(path) as store:
+            summaries = store.summaries()
     if as_json:
         click.echo(json.dumps([asdict(s) for s in summaries], indent=2))
     else:

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from device_agents.devices import load_device
 from latency_tables.errors import RunError
 from pipeline.run.folder import RunFolder
 from pipeline.run.packages import package_root
 from pipeline.run.progress import Reporter
 from pipeline.run.source import RunSource, read_source, write_lock
 from pipeline.run.stage import run_stages
+from pipeline.spaces import require_space
+from pipeline.strategies import require_strategy
 
 if TYPE_CHECKING:
     from pipeline.run.context import RunContext
@@ -48,9 +51,13 @@ class Job:
         work_dir: Path,
         reporter: Reporter,
     ) -> Job:
-        """Read and check the settings; nothing is written yet."""
+        """Read and check the settings, every name in them too; nothing is written yet."""
         package_root()
         found = read_source(source, overrides)
+        require_space(found.config.space.name)
+        require_strategy(found.config.train.strategy)
+        for device in found.config.device:
+            load_device(device.name)
         path = out or found.folder or Path("runs") / found.name
         return cls(
             found, RunFolder(path), table_path=table_path, work_dir=work_dir, reporter=reporter

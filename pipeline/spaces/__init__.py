@@ -7,11 +7,9 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
 from typing import TYPE_CHECKING, cast
 
-from latency_tables.errors import UsageError
+from pipeline.named import load_factory, require_known
 
 if TYPE_CHECKING:
     from pipeline.spaces.base import Space
@@ -21,6 +19,11 @@ SPACES = {
     "shufflenetv2": "pipeline.spaces.shufflenetv2:shufflenetv2",
     "nasbench_macro": "pipeline.spaces.nasbench_macro:nasbench_macro",
 }
+
+
+def require_space(name: str) -> None:
+    """Raise UsageError, naming those that exist, unless there is a space of this name."""
+    require_known(name, SPACES, what="search space", key="name")
 
 
 def load_space(
@@ -37,12 +40,6 @@ def load_space(
     Raises:
         UsageError: unknown name or preset; the message lists what exists.
     """
-    if name not in SPACES:
-        near = difflib.get_close_matches(name, SPACES, n=1)
-        raise UsageError(
-            f"no search space is called {name!r}; known: {', '.join(sorted(SPACES))}",
-            hint=f'name = "{near[0]}"' if near else None,
-        )
-    module, factory = SPACES[name].split(":")
-    make = getattr(importlib.import_module(module), factory)
+    require_space(name)
+    make = load_factory(SPACES[name])
     return cast("Space", make(preset=preset, input_shape=input_shape, n_classes=n_classes))

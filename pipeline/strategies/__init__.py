@@ -6,12 +6,10 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from latency_tables.errors import UsageError
+from pipeline.named import load_factory, require_known
 
 if TYPE_CHECKING:
     from pipeline.spaces.base import Space, Supernet
@@ -21,6 +19,11 @@ if TYPE_CHECKING:
 STRATEGIES = {
     "spos": "pipeline.strategies.spos:spos",
 }
+
+
+def require_strategy(name: str) -> None:
+    """Raise UsageError, naming those that exist, unless there is a strategy of this name."""
+    require_known(name, STRATEGIES, what="strategy", key="strategy")
 
 
 def load_strategy(
@@ -42,14 +45,8 @@ def load_strategy(
     Raises:
         UsageError: unknown name or option; the message lists what exists.
     """
-    if name not in STRATEGIES:
-        near = difflib.get_close_matches(name, STRATEGIES, n=1)
-        raise UsageError(
-            f"no strategy is called {name!r}; known: {', '.join(sorted(STRATEGIES))}",
-            hint=f'strategy = "{near[0]}"' if near else None,
-        )
-    module, factory = STRATEGIES[name].split(":")
-    make = getattr(importlib.import_module(module), factory)
+    require_strategy(name)
+    make = load_factory(STRATEGIES[name])
     return cast(
         "Strategy", make(space=space, supernet=supernet, seed=seed, options=dict(options or {}))
     )

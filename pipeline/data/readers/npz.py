@@ -74,6 +74,11 @@ def read_npz(path: Path) -> RawSet:
 
 
 def _load(path: Path) -> Arrays:
+    if not zipfile.is_zipfile(path) and not path.read_bytes()[:6].startswith(b"\x93NUMPY"):
+        raise DataError(
+            f"{path.name} cannot be read as .npz: it is no zip archive, or was cut off",
+            hint="np.savez(path, images=images, labels=labels)",
+        )
     try:
         # opened here because np.load leaves a file that it cannot read open
         with path.open("rb") as stream:

@@ -126,6 +126,27 @@ def test_tables_show_says_that_an_empty_table_is_empty(capsys):
     assert "empty" in capsys.readouterr().out
 
 
+def test_a_table_that_is_not_there_is_not_made_by_looking(at_home, capsys):
+    assert run_cli(["tables", "show", "--table", "mine.sqlite"]) == 2
+    assert "no latency table at mine.sqlite" in capsys.readouterr().err
+    assert not (at_home / "mine.sqlite").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("space.name=shuflenet", "shufflenetv2"),
+        ("train.strategy=fairnas", "spos"),
+        ("device=[{name='rk3588'}]", "local"),
+        ("export.int8=true", "not available yet"),
+    ],
+)
+def test_what_does_not_exist_is_refused_before_anything_starts(at_home, capsys, setting, named):
+    assert run_cli(["run", "digits", "--set", setting]) == 2
+    assert named in capsys.readouterr().err
+    assert not (at_home / "runs").exists()
+
+
 def test_a_file_that_is_no_table_is_refused(at_home, capsys):
     (at_home / "notes.sqlite").write_text(
         "this is not SQLite, and long enough to have a header" * 9
