@@ -12,11 +12,12 @@ torch's exporter leaves the model at 18 when asked for an older opset, so it is 
 from __future__ import annotations
 
 import copy
+import io
 import itertools
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,8 @@ def _quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        # onnxscript 0.6 prints what its optimiser did
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
