@@ -18,7 +18,6 @@ from latency_tables.errors import DeviceError, LinkLostError
 from latency_tables.records import Failure, Statistics, Verdict
 
 START_S = 60.0
-MAX_NETS = 1000
 
 Advance = Callable[[int], None]
 

@@ -9,8 +9,7 @@
     │   └── SplitError                        named splits overlap, are empty or unbalanced
     ├── SpaceError                   exit 2   a search space or an architecture of it
     │   ├── InvalidArchError                  a choice that the space does not have
-    │   ├── TableTooWideError                 couplings too large for an exact answer
-    │   └── UnfairSpaceError                  a strategy needs equal operator counts
+    │   └── TableTooWideError                 couplings too large for an exact answer
     ├── GraphError                   exit 7   a network cannot be expressed as a Graph
     │   └── UnsupportedOperatorError          names the operator
     ├── TrainingError                exit 4
@@ -102,10 +101,6 @@ class TableTooWideError(SpaceError):
             hint="a sampler made with approximate=True",
         )
         self.entries = entries
-
-
-class UnfairSpaceError(SpaceError):
-    """A strategy needs the same number of operators in every layer."""
 
 
 class GraphError(HilnasError):

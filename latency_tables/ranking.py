@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 _ROWS = 512
 
@@ -27,9 +27,3 @@ def kendall_tau(first: ArrayLike, second: ArrayLike) -> float:
         pairs_a += float(np.abs(sign_a).sum())
         pairs_b += float(np.abs(sign_b).sum())
     return agree / float(np.sqrt(pairs_a * pairs_b)) if pairs_a and pairs_b else 0.0
-
-
-def kendall_taus(reference: NDArray[np.float64], many: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Tau-b of each column of ``many`` (N, K) with the same column of ``reference`` (N, K)."""
-    columns = zip(reference.T, many.T, strict=True)
-    return np.array([kendall_tau(a, b) for a, b in columns])

@@ -17,10 +17,11 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from device_agents.profiles import ProfileName
 from latency_tables.errors import ConfigError
 from pipeline.data.config import DataConfig
 from pipeline.export.config import ExportConfig
@@ -44,7 +45,7 @@ class DeviceConfig(_Section):
 
     name: str = "local"
     limits: LimitsConfig = LimitsConfig()
-    measuring: Literal["quick", "screening", "strict"] = "quick"
+    measuring: ProfileName = "quick"
     threads: int = Field(default=1, ge=1, le=1024)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from device_agents.profiles import PROFILES
 from pipeline.cli.options import with_device, with_json, work_dir
 
 
@@ -17,7 +18,7 @@ from pipeline.cli.options import with_device, with_json, work_dir
     "--measuring",
     default="screening",
     show_default=True,
-    type=click.Choice(["quick", "screening", "strict"]),
+    type=click.Choice(list(PROFILES)),
     help="Measuring profile.",
 )
 @click.option(

@@ -69,6 +69,10 @@ def run_search(context: RunContext) -> None:
             context.config.search, evaluator, seed=context.config.seed,
             space_id=context.space.space_id,
         )  # fmt: skip
+        identity["images"] = {
+            split: context.eval_batches(split).ids_sha256
+            for split in ("calibration", "search-validation")
+        }
         identity["table"] = sha256_file(context.folder.file("table.jsonl"))
         with Journal.open(context.folder.file("search.jsonl"), identity) as journal:
             archive = _search(context, evaluator, journal, models)
