@@ -119,7 +119,9 @@ def _apply(data: dict[str, Any], override: str) -> None:
         parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value
-    if isinstance(node, list):
+    if isinstance(node, list) and len(node) == 1:
+        node = node[0]
+    if not isinstance(node, dict):
         raise ConfigError(f"--set {path}: {last!r} needs the number of the entry before it")
     node[last] = parsed
 

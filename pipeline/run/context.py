@@ -20,6 +20,7 @@ from pipeline.run.folder import RunFolder
 from pipeline.run.progress import Reporter
 from pipeline.spaces import load_space
 from pipeline.supernet.weights import load_supernet
+from pipeline.training.precision import Precision
 
 if TYPE_CHECKING:
     from pipeline.run.devices import RunDevice
@@ -90,9 +91,10 @@ class RunContext:
 
     @cached_property
     def supernet(self) -> Supernet:
-        """The trained supernet."""
+        """The trained supernet, laid out like the evaluation batches."""
         supernet = load_supernet(self.space, self.folder.file("supernet.safetensors"))
-        return supernet.to(self.torch_device)
+        Precision(channels_last=True).place(supernet, self.torch_device)
+        return supernet
 
     @cached_property
     def store(self) -> TableStore:

@@ -63,11 +63,20 @@ def test_two_devices_of_one_name_are_refused():
         ("data.name=digits", lambda c: c.data.name == "digits"),
         ("device.limits.macs=1e6", lambda c: c.device[0].limits.macs == 1e6),
         ("device.0.limits.latency=30%", lambda c: c.device[0].limits.latency == "30%"),
+        ("device.measuring=strict", lambda c: c.device[0].measuring == "strict"),
+        ("device.limits={fps=30}", lambda c: c.device[0].limits.fps == 30),
         ("seed=7", lambda c: c.seed == 7),
     ],
 )
 def test_one_setting_is_changed_on_the_command_line(override, read):
     assert read(parse_run_config(MINIMAL, [override]))
+
+
+def test_an_override_must_say_which_of_several_devices_it_means():
+    two = MINIMAL + '[[device]]\nname = "a"\n[[device]]\nname = "b"\n'
+    assert parse_run_config(two, ["device.1.threads=2"]).device[1].threads == 2
+    with pytest.raises(ConfigError, match="needs the number"):
+        parse_run_config(two, ["device.threads=2"])
 
 
 def test_an_override_without_a_value_says_how_to_write_it():
