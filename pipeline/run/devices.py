@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 SETTLED = 0.1
 """Allowed change of the reference network between the table and the front."""
 
+DRIFTED = 0.15
+"""Change of the reference network between batches from which a table's network is measured anew."""
+
 PAUSES_S = (5.0, 20.0)
 """How long to wait for a device to settle before it is measured again."""
 
@@ -152,12 +155,36 @@ class RunDevice:
 
 def reference_of(records: Sequence[Measurement]) -> float | None:
     """Median latency of the reference network in the sessions of ``records``, in nanoseconds."""
-    found = [
-        value
-        for m in records
-        if isinstance(value := m.provenance.get("rounds", {}).get("reference_ns"), int | float)
-    ]
+    found = [value for m in records if (value := _reference_ns(m)) is not None]
     return statistics.median(found) if found else None
+
+
+def drifted_networks(records: Sequence[Measurement]) -> list[str]:
+    """Net ids whose every session saw the reference network off its median by over ``DRIFTED``."""
+    usual = reference_of(records)
+    return [m.net_id for m in closest_sessions(records) if _drift(m, usual) > DRIFTED]
+
+
+def closest_sessions(records: Sequence[Measurement]) -> list[Measurement]:
+    """One record per network: the session in which the device was closest to its usual state."""
+    usual = reference_of(records)
+    chosen: dict[str, Measurement] = {}
+    for record in records:
+        known = chosen.get(record.net_id)
+        if known is None or _drift(record, usual) < _drift(known, usual):
+            chosen[record.net_id] = record
+    return list(chosen.values())
+
+
+def _reference_ns(record: Measurement) -> float | None:
+    value = record.provenance.get("rounds", {}).get("reference_ns")
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _drift(record: Measurement, usual_ns: float | None) -> float:
+    """How far the device was off its usual speed; 0 where no reference was measured."""
+    found = _reference_ns(record)
+    return 0.0 if found is None or usual_ns is None else abs(found / usual_ns - 1.0)
 
 
 def measure_job(space: Space, arch: Arch) -> MeasureJob:

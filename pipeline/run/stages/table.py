@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from device_agents.measurer import Progress
 from latency_tables import gates
 from latency_tables.arch import Arch
 from latency_tables.errors import LimitError, MissingLatencyError
@@ -26,7 +27,12 @@ from latency_tables.sampler import make_sampler
 from latency_tables.store import Device
 from pipeline.randomness import numpy_generator
 from pipeline.run.context import RunContext
-from pipeline.run.devices import RunDevice, table_header
+from pipeline.run.devices import (
+    RunDevice,
+    closest_sessions,
+    drifted_networks,
+    table_header,
+)
 from pipeline.run.stage import Stage
 from pipeline.search.limits import Limit, check_possible, resolve_limits
 from pipeline.spaces.base import net_id
@@ -94,23 +100,40 @@ def write_records(context: RunContext, name: str, records: Sequence[Measurement]
 
 
 def _measure(context: RunContext, device: RunDevice, archs: Sequence[Arch]) -> list[Measurement]:
-    """Records of ``archs`` on one device; measures those that the live table lacks."""
+    """One record per network on one device; measures those that the live table lacks.
+
+    Networks whose batch just saw the device much slower or faster than the others did are measured
+    once more; of several sessions the one closest to the device's usual state counts.
+    """
     missing = device.missing(archs)
     if len(missing) < len(archs):
         context.reporter.say(
             f"  {len(archs) - len(missing)} of {len(archs)} networks are in the table of "
             f"{device.name} already"
         )
-    if missing:
-        with context.reporter.bar(f"on {device.name}") as advance:
-            device.measure(missing, lambda p: advance(p.done, p.total, p.note))
-    found = device.records(archs)
-    if not found:
-        raise MissingLatencyError(
-            f"not one of {len(archs)} networks could be measured on {device.name!r}",
-            hint=f"hilnas devices probe {device.name}",
-        )
-    return found
+    with context.reporter.bar(f"on {device.name}") as advance:
+
+        def show(progress: Progress) -> None:
+            advance(progress.done, progress.total, progress.note)
+
+        if missing:
+            device.measure(missing, show)
+        records = device.records(archs)
+        if not records:
+            raise MissingLatencyError(
+                f"not one of {len(archs)} networks could be measured on {device.name!r}",
+                hint=f"hilnas devices probe {device.name}",
+            )
+        fresh = {net_id(context.space, arch): arch for arch in missing}
+        drifted = [fresh[net] for net in drifted_networks(records) if net in fresh]
+        if drifted:
+            context.reporter.say(
+                f"  {len(drifted)} networks met {device.name} in another state than the others; "
+                "measuring them again"
+            )
+            device.measure(drifted, show)
+            records = device.records(archs)
+    return closest_sessions(records)
 
 
 def _limits(

@@ -4,11 +4,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.run.devices import PAUSES_S, RunDevice, reference_of
+from pipeline.run.devices import (
+    PAUSES_S,
+    RunDevice,
+    closest_sessions,
+    drifted_networks,
+    reference_of,
+)
 
 
 def record(name, reference_ns):
-    return SimpleNamespace(name=name, provenance={"rounds": {"reference_ns": reference_ns}})
+    return SimpleNamespace(net_id=name, provenance={"rounds": {"reference_ns": reference_ns}})
 
 
 class Scripted(RunDevice):
@@ -58,3 +64,20 @@ def test_records_without_a_reference_are_taken_as_they_are(pauses):
     device = Scripted([None])
     assert measured(device, pauses)[0] is None
     assert reference_of([record("a", None)]) is None
+
+
+def test_networks_of_a_batch_in_another_state_are_found():
+    records = [record("a", 100.0), record("b", 104.0), record("c", 170.0)]
+    assert drifted_networks(records) == ["c"]
+
+
+def test_of_several_sessions_the_one_nearest_to_the_usual_state_counts():
+    old, new = record("c", 170.0), record("c", 101.0)
+    records = [record("a", 100.0), record("b", 104.0), old, new]
+    assert closest_sessions(records)[-1] is new
+    assert drifted_networks(records) == []
+
+
+def test_without_a_reference_the_first_session_counts():
+    first, second = record("a", None), record("a", None)
+    assert closest_sessions([first, second]) == [first]
