@@ -11,7 +11,10 @@ def run_data(context: RunContext) -> None:
     """Load and check the data set; every split is asserted to be disjoint and balanced."""
     with context.reporter.busy("reading images"):
         dataset, splits = context.dataset, context.splits
-    write_json(context.folder.file("data.json"), {**dataset.describe(), **splits.describe()})
+    described = {**dataset.describe(), **splits.describe()}
+    if dataset.test_split == "seeded":  # nobody else could know which images these are
+        described["test_indices"] = splits.test().tolist()
+    write_json(context.folder.file("data.json"), described)
     sizes = ", ".join(f"{name} {size}" for name, size in splits.sizes.items())
     context.reporter.say(
         f"  {dataset.n_images} images {'×'.join(map(str, dataset.input_shape))}, "
