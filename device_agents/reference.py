@@ -7,6 +7,7 @@ everywhere since onnxruntime 1.12.
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import numpy as np
@@ -14,12 +15,31 @@ import numpy as np
 from latency_tables.errors import UsageError
 
 # name -> (channels, blocks, height and width); choose one near the candidates' cost
-SIZES = {"tiny": (24, 6, 16), "small": (32, 8, 32), "medium": (64, 8, 56)}
+SIZES = {"tiny": (16, 6, 8), "small": (24, 10, 28), "medium": (48, 12, 56)}
+EXPAND = 3
+
+
+def reference_macs(size: str) -> int:
+    """Multiply-accumulates of the inverted residuals of a size."""
+    channels, blocks, side = SIZES[size]
+    return blocks * side**2 * channels * EXPAND * (2 * channels + 9)
+
+
+def reference_for(macs: float) -> str:
+    """The size whose cost is nearest to that of typical candidates.
+
+    >>> reference_for(1e6), reference_for(3e8)
+    ('tiny', 'medium')
+    """
+    return min(SIZES, key=lambda size: abs(math.log(max(macs, 1.0) / reference_macs(size))))
 
 
 @cache
 def reference_model(size: str) -> bytes:
-    """An ONNX file: ``blocks`` × (3×3 convolution, ReLU), global pooling, linear classifier.
+    """An ONNX file: a 3×3 convolution, ``blocks`` inverted residuals, pooling, linear classifier.
+
+    The same kinds of operators as the candidates: what slows many small operators down (a busy
+    neighbour on the same core, cold caches) hardly shows in one large convolution.
 
     Raises UsageError naming the sizes.
 
@@ -32,16 +52,28 @@ def reference_model(size: str) -> bytes:
         raise UsageError(f"reference network {size!r} does not exist; there are {list(SIZES)}")
     channels, blocks, side = SIZES[size]
     rng = np.random.Generator(np.random.PCG64(20260101))
-    nodes, weights, last, width = [], [], "input", 3
+    nodes, weights = [], []
+
+    def conv(x: str, name: str, c_in: int, c_out: int, kernel: int, groups: int = 1) -> str:
+        shape = (c_out, c_in // groups, kernel, kernel)
+        values = rng.uniform(-1, 1, shape).astype(np.float32)
+        values *= np.float32(np.sqrt(6 / (kernel**2 * c_in / groups)))  # unit variance behind ReLU
+        weights.append(numpy_helper.from_array(values, f"{name}.w"))
+        pads = [kernel // 2] * 4
+        nodes.append(helper.make_node("Conv", [x, f"{name}.w"], [name], pads=pads, group=groups))
+        return name
+
+    def relu(x: str) -> str:
+        nodes.append(helper.make_node("Relu", [x], [f"{x}.relu"]))
+        return f"{x}.relu"
+
+    last, wide = relu(conv("input", "stem", 3, channels, 3)), channels * EXPAND
     for index in range(blocks):
-        kernel = rng.uniform(-1, 1, (channels, width, 3, 3)).astype(np.float32)
-        kernel *= np.float32(np.sqrt(6 / (9 * width)))  # keeps activations near unit variance
-        weights.append(numpy_helper.from_array(kernel, f"kernel{index}"))
-        nodes.append(
-            helper.make_node("Conv", [last, f"kernel{index}"], [f"conv{index}"], pads=[1, 1, 1, 1])
-        )
-        nodes.append(helper.make_node("Relu", [f"conv{index}"], [f"relu{index}"]))
-        last, width = f"relu{index}", channels
+        x = relu(conv(last, f"expand{index}", channels, wide, 1))
+        x = relu(conv(x, f"depthwise{index}", wide, wide, 3, groups=wide))
+        x = conv(x, f"project{index}", wide, channels, 1)
+        nodes.append(helper.make_node("Add", [last, x], [f"sum{index}"]))
+        last = f"sum{index}"
     matrix = rng.uniform(-0.1, 0.1, (channels, 10)).astype(np.float32)
     weights.append(numpy_helper.from_array(matrix, "matrix"))
     nodes.append(helper.make_node("GlobalAveragePool", [last], ["pooled"]))

@@ -41,7 +41,7 @@ class Ridge:
     """
 
     def __init__(self, columns: Array, target: Array, weights: Array, groups: Integers) -> None:
-        self._columns, self._target, self._weights = columns, target, weights
+        self._weights = weights
         self._root = np.sqrt(weights)
         self._unit = self._root / np.linalg.norm(self._root)
         scaled = columns * self._root[:, None]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from device_agents.devices import load_device
 from device_agents.measurer import DeviceMeasurer, Progress
+from device_agents.reference import reference_for
 from latency_tables.arch import Arch
 from latency_tables.interchange import Header
 from latency_tables.onnx_writer import to_onnx
@@ -47,7 +48,12 @@ class RunDevice:
     def __init__(
         self, config: DeviceConfig, *, space: Space, store: TableStore, work_dir: Path, seed: int
     ) -> None:
-        spec = replace(load_device(config.name), threads=config.threads, workdir=work_dir)
+        spec = replace(
+            load_device(config.name),
+            threads=config.threads,
+            workdir=work_dir,
+            reference=reference_for(space.cost_table().mean("macs")),
+        )
         self.config, self.space, self.store = config, space, store
         self.measurer = DeviceMeasurer(
             spec, profile=config.measuring, seed=seed, command="hilnas run",
