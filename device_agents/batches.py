@@ -19,6 +19,12 @@ from latency_tables.records import Failure, Statistics, Verdict
 
 START_S = 60.0
 
+BUSY = 0.15
+"""A round whose reference network was slower than in quiet moments by this share is taken again:
+something else used the processor, and the candidates suffered with it."""
+
+_QUIET_QUANTILE = 0.2
+
 Advance = Callable[[int], None]
 
 
@@ -87,11 +93,14 @@ class Batch:
         self.rounds: dict[str, list[tuple[NetRound, ChildEvidence]]] = {n.name: [] for n in nets}
         self.failures: dict[str, Failure] = {}
         self.boot_ids: list[str] = []
+        self.retaken = 0
+        self._dropped_ns: list[float] = []
 
     def run_round(self) -> bool:
         """Time once every network that needs another round; False when none does.
 
-        A round counts whole or not at all, so it can be repeated after a LinkLostError.
+        A round counts whole or not at all, so it can be repeated after a LinkLostError, and is
+        dropped where the device was busy.
         """
         index = len(self.boot_ids)
         names = self._open_names(index)
@@ -120,6 +129,9 @@ class Batch:
         for name, error in failed.items():
             if error["blames"] == "board":
                 raise _fault(name, error)
+        if not failed and self._was_busy(children):
+            self.advance(-len(heard))
+            return True
         for name in names:
             if name in failed:
                 self.failures[name] = failed[name]
@@ -128,6 +140,18 @@ class Batch:
             else:
                 raise LinkLostError(f"the agent said nothing about network {name!r}")
         self.boot_ids.append(self.session.boot_id)
+        return True
+
+    def _was_busy(self, children: Sequence[ChildEvidence]) -> bool:
+        """Whether to drop this round; counts it and keeps its visits as evidence of quiet times."""
+        visits = _visits_ns(children)
+        known = [*self.earlier_ns, *self.reference_visits_ns(), *self._dropped_ns, *visits]
+        if not visits or self.retaken >= self.profile.retakes:
+            return False
+        if np.median(visits) <= (1 + BUSY) * np.quantile(known, _QUIET_QUANTILE):
+            return False
+        self.retaken += 1
+        self._dropped_ns += visits
         return True
 
     def restart(self) -> None:
@@ -211,6 +235,7 @@ class Batch:
                 "n_threads": max(r.n_threads for r in rounds),
                 "steady": all(r.steady for r in rounds),
                 "ci_widening": round(widening, 6),
+                "retaken_rounds": self.retaken,
                 "boot_id": self.session.boot_id,
             },
         )
@@ -218,8 +243,14 @@ class Batch:
     def reference_visits_ns(self) -> list[float]:
         """Every visit to the reference in this batch; children are shared by its networks."""
         children = {id(c): c for taken in self.rounds.values() for _, c in taken}
-        return [
-            float(np.median(visit.block_medians_ns))
-            for child in children.values()
-            for visit in child.references
-        ]
+        return _visits_ns(list(children.values()))
+
+    def all_visits_ns(self) -> list[float]:
+        """Visits of dropped rounds, too: what later batches compare with."""
+        return [*self.reference_visits_ns(), *self._dropped_ns]
+
+
+def _visits_ns(children: Sequence[ChildEvidence]) -> list[float]:
+    return [
+        float(np.median(visit.block_medians_ns)) for child in children for visit in child.references
+    ]

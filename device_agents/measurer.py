@@ -262,7 +262,7 @@ class DeviceMeasurer:
         while self._next_round(batch):
             pass
         results = {net.name: batch.result(net.name) for net in nets}
-        self._reference_ns += batch.reference_visits_ns()
+        self._reference_ns += batch.all_visits_ns()
         if self.peak_memory:
             results = {net.name: self._with_memory(batch, net, results[net.name]) for net in nets}
         return results

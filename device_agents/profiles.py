@@ -19,10 +19,12 @@ ProfileName = Literal["quick", "screening", "strict"]
 class Profile:
     """How to measure.
 
-    A session stops after ``min_rounds`` once the 95 % interval of every network is within
-    ±``target_half_width`` of its median, and after ``max_rounds`` in any case. A finding whose code
-    is not in ``severity`` is not reported. ``drift_fail`` is the drift of the reference above which
-    DRIFT is a failure; ``widen`` adds the drift to the interval instead.
+    A round that met the device busy (:data:`device_agents.batches.BUSY`) is taken again, at most
+    ``retakes`` times per batch. A session stops after ``min_rounds`` once the 95 % interval of
+    every network is within ±``target_half_width`` of its median, and after ``max_rounds`` in any
+    case. A finding whose code is not in ``severity`` is not reported. ``drift_fail`` is the drift
+    of the reference above which DRIFT is a failure; ``widen`` adds the drift to the interval
+    instead.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Profile:
     warmup_cap_ms: float
     warmup_tolerance: float
     reference_every: int
+    retakes: int
     net_timeout_s: float
     severity: dict[str, Severity]
     drift_fail: float | None = None
@@ -100,6 +103,7 @@ PROFILES: dict[str, Profile] = {
         warmup_cap_ms=40.0,
         warmup_tolerance=0.02,
         reference_every=4,
+        retakes=3,
         net_timeout_s=30.0,
         severity=_LENIENT,
         widen=True,
@@ -117,6 +121,7 @@ PROFILES: dict[str, Profile] = {
         warmup_cap_ms=1_000.0,
         warmup_tolerance=0.01,
         reference_every=3,
+        retakes=3,
         net_timeout_s=60.0,
         severity=_LENIENT,
     ),
@@ -133,6 +138,7 @@ PROFILES: dict[str, Profile] = {
         warmup_cap_ms=10_000.0,
         warmup_tolerance=0.005,
         reference_every=2,
+        retakes=5,
         net_timeout_s=180.0,
         severity=_STRICT,
         drift_fail=0.03,
@@ -173,6 +179,7 @@ def counted(runs: int, rounds: int, *, warmup_runs: int = 3, base: str = "quick"
         name=f"{runs}x{rounds}",
         min_rounds=rounds,
         max_rounds=rounds,
+        retakes=0,
         blocks=blocks,
         warmup_min_runs=warmup_runs,
         warmup_cap_ms=0.0,
