@@ -199,6 +199,11 @@ def read_table(path: Path) -> Iterator[Entry]:
         )
 
 
+def read_measurements(path: Path) -> list[Measurement]:
+    """The records of a table file. Raises like :func:`read_table`."""
+    return [entry for entry in read_table(path) if isinstance(entry, Measurement)]
+
+
 def import_table(
     store: TableStore,
     path: Path,

@@ -9,7 +9,7 @@ from typing import Any
 from latency_tables.arch import Arch, Decision
 from latency_tables.cost_table import CostTable
 from latency_tables.estimate import Estimate
-from latency_tables.interchange import read_table
+from latency_tables.interchange import read_measurements
 from latency_tables.pooling import pool
 from latency_tables.records import Measurement, Verdict
 from pipeline.export.manifest import Manifest, load_manifest
@@ -31,9 +31,7 @@ from pipeline.report.model import (
 )
 from pipeline.run.folder import RunFolder
 from pipeline.search.journal import read_journal
-
-_UNITS = {"latency_ms": "ms", "macs": "MAC", "params": "parameters",
-          "size_bytes": "bytes", "peak_memory_bytes": "bytes"}  # fmt: skip
+from pipeline.search.limits import METRIC_UNITS
 
 
 class _Files:
@@ -62,7 +60,7 @@ class _Files:
         path = self.folder.file(name)
         if not path.exists():
             return []
-        return [entry for entry in read_table(path) if isinstance(entry, Measurement)]
+        return read_measurements(path)
 
 
 def collect(folder: RunFolder, *, run_name: str, created_utc: str, strategy: str) -> ReportData:
@@ -183,7 +181,9 @@ def _limits(files: _Files) -> tuple[LimitRow, ...]:
     if files.latency is None:
         return ()
     return tuple(
-        LimitRow(name=x["metric"], unit=_UNITS[x["metric"]], limit=x["bound"], device=x["device"])
+        LimitRow(
+            name=x["metric"], unit=METRIC_UNITS[x["metric"]], limit=x["bound"], device=x["device"]
+        )
         for x in files.latency["limits"]
     )
 

@@ -17,8 +17,8 @@ from pipeline.data.dataset import ImageDataset, load_dataset
 from pipeline.data.raw import Indices
 from pipeline.data.splits import Splits
 from pipeline.run.folder import RunFolder
+from pipeline.run.profile import space_for
 from pipeline.run.progress import Reporter
-from pipeline.spaces import load_space
 from pipeline.supernet.weights import load_supernet
 from pipeline.training.precision import Precision
 
@@ -77,12 +77,7 @@ class RunContext:
     @cached_property
     def space(self) -> Space:
         """The search space for these images."""
-        return load_space(
-            self.config.space.name,
-            preset=self.config.space.preset,
-            input_shape=self.dataset.input_shape,
-            n_classes=self.dataset.n_classes,
-        )
+        return space_for(self.dataset, self.config.space)
 
     @cached_property
     def cost_table(self) -> CostTable:

@@ -59,8 +59,6 @@ class RunDevice:
             spec, profile=config.measuring, seed=seed, command="hilnas run",
             on_result=self._keep,
         )  # fmt: skip
-        self._listeners: list[Callable[[Progress], None]] = []
-        self.measurer.on_progress = self._told
 
     @property
     def name(self) -> str:
@@ -108,13 +106,11 @@ class RunDevice:
         self, archs: Sequence[Arch], on_progress: Callable[[Progress], None] | None = None
     ) -> list[Measurement]:
         """Measure now; one record per architecture, all kept in the live table."""
-        if on_progress is not None:
-            self._listeners.append(on_progress)
+        self.measurer.on_progress = on_progress
         try:
             return self.live_oracle().measure(archs)
         finally:
-            if on_progress is not None:
-                self._listeners.remove(on_progress)
+            self.measurer.on_progress = None
 
     def measure_settled(
         self,
@@ -153,10 +149,6 @@ class RunDevice:
     def _keep(self, records: list[Measurement]) -> None:
         """Store each batch as soon as it ends, so that a kill loses at most one batch."""
         self.store.add_all(records)
-
-    def _told(self, progress: Progress) -> None:
-        for listener in self._listeners:
-            listener(progress)
 
 
 def reference_of(records: Sequence[Measurement]) -> float | None:

@@ -20,10 +20,10 @@ from latency_tables.errors import RunError
 from pipeline.randomness import numpy_generator
 from pipeline.run.context import RunContext
 from pipeline.run.profile import profile_space
+from pipeline.run.stage import Stage
 from pipeline.run.stages import STAGES
-from pipeline.run.stages.search import BN_POLICY
+from pipeline.run.stages.search import make_scorer
 from pipeline.run.stages.train import fresh_supernet
-from pipeline.supernet.scoring import Scorer
 
 EXPORT_SECONDS = 10.0
 """Export, check and report: mostly torch's exporter, which hardly depends on the network."""
@@ -85,7 +85,7 @@ def make_plan(context: RunContext) -> Plan:
     }  # fmt: skip
     stages = []
     for stage in STAGES:
-        done = _is_done(context, stage.name)
+        done = _is_done(context, stage)
         what, seconds = planned[stage.name]
         stages.append(
             PlannedStage(
@@ -108,13 +108,7 @@ def probe_seconds(context: RunContext) -> tuple[float, float]:
         _finish(context.torch_device)
         spent.append(time.perf_counter() - began)
     stream.close()
-    scorer = Scorer(
-        context.space,
-        supernet,
-        calibration=context.eval_batches("calibration"),
-        validation=context.eval_batches("search-validation"),
-        policy=BN_POLICY,
-    )
+    scorer = make_scorer(context, supernet)
     scored = []
     for _ in range(2):
         began = time.perf_counter()
@@ -137,10 +131,9 @@ def render(plan: Plan, console: Console) -> None:
     console.print(f"in all about {_duration(total)}, in {escape(plan.folder)}")
 
 
-def _is_done(context: RunContext, name: str) -> bool:
-    stage = next(s for s in STAGES if s.name == name)
+def _is_done(context: RunContext, stage: Stage) -> bool:
     try:
-        return context.folder.up_to_date(name, stage.fingerprint(context))
+        return context.folder.up_to_date(stage.name, stage.fingerprint(context))
     except RunError:
         return False  # a stage before it has not run, so what it would read is not known
 

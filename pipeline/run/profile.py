@@ -11,12 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from latency_tables.store import TableStore
-from pipeline.config import RunConfig
-from pipeline.data.dataset import load_dataset
+from pipeline.config import RunConfig, SpaceConfig
+from pipeline.data.dataset import ImageDataset, load_dataset
 from pipeline.randomness import numpy_generator
 from pipeline.run.source import RunSource
 from pipeline.search.config import LimitsConfig
 from pipeline.search.limits import COST_METRICS, check_possible, feasible_by_cost, resolve_limits
+from pipeline.search.operators import random_genes, sizes_of
 from pipeline.spaces import load_space
 
 if TYPE_CHECKING:
@@ -32,10 +33,14 @@ _SCALES = {"macs": (1e6, "M"), "params": (1e6, "M"), "size_bytes": (1024, "KiB")
 
 def space_of(config: RunConfig, base: Path) -> Space:
     """The search space of a run file; reads the data set, whose image size it needs."""
-    dataset = load_dataset(config.data, seed=config.seed, base=base)
+    return space_for(load_dataset(config.data, seed=config.seed, base=base), config.space)
+
+
+def space_for(dataset: ImageDataset, config: SpaceConfig) -> Space:
+    """The search space for the images of a data set."""
     return load_space(
-        config.space.name,
-        preset=config.space.preset,
+        config.name,
+        preset=config.preset,
         input_shape=dataset.input_shape,
         n_classes=dataset.n_classes,
     )
@@ -52,8 +57,7 @@ def profile_space(space: Space, limits: Sequence[LimitsConfig]) -> dict[str, Any
              for config in limits]  # fmt: skip
     resolved = resolve_limits({f"device {i}": c for i, c in enumerate(fixed)}, {})
     check_possible(resolved, table, space=space.name)
-    sizes = [len(d.choices) for d in space.decisions]
-    genes = numpy_generator(0, "profile").integers(0, sizes, size=(N_DRAWS, len(sizes)))
+    genes = random_genes(numpy_generator(0, "profile"), sizes_of(space.decisions), N_DRAWS)
     costs = {}
     for metric in COST_METRICS:
         values = table.column(metric, genes)

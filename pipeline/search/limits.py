@@ -27,6 +27,15 @@ Metric = Literal["latency_ms", "macs", "params", "size_bytes", "peak_memory_byte
 COST_METRICS: tuple[CostMetric, ...] = get_args(CostMetric)
 """Metrics that the cost table knows exactly; named as its columns."""
 
+METRIC_UNITS: dict[str, str] = {
+    "latency_ms": "ms",
+    "macs": "MAC",
+    "params": "parameters",
+    "size_bytes": "bytes",
+    "peak_memory_bytes": "bytes",
+}
+"""Unit of each metric, as manifests and reports name it."""
+
 _UNITS: dict[str, tuple[str, str]] = {
     "macs": (" MACs", "the subnet with the fewest"),
     "params": (" parameters", "the subnet with the fewest"),

@@ -20,7 +20,7 @@ from latency_tables.arch import Arch
 from latency_tables.errors import ExportError
 from latency_tables.estimate import Estimate
 from latency_tables.files import sha256_file
-from latency_tables.interchange import read_table
+from latency_tables.interchange import read_measurements
 from latency_tables.records import Measurement
 from pipeline.data.batches import EvalBatches
 from pipeline.export.accuracy import Accuracy, onnx_accuracy
@@ -45,14 +45,11 @@ from pipeline.export.runtime_fit import choose_format
 from pipeline.run.context import RunContext
 from pipeline.run.stage import Stage
 from pipeline.run.stages.table import load_limits
-from pipeline.search.limits import Limit
+from pipeline.search.limits import METRIC_UNITS, Limit
 from pipeline.supernet.scoring import materialise, recalibrate
 
 FloatArray = npt.NDArray[np.float32]
 LabelledArrays = tuple[FloatArray, npt.NDArray[np.int64]]
-
-_UNITS = {"latency_ms": "ms", "macs": "MAC", "params": "parameters",
-          "size_bytes": "bytes", "peak_memory_bytes": "bytes"}  # fmt: skip
 
 
 def run_export(context: RunContext) -> None:
@@ -210,7 +207,7 @@ def _limit(
         device=limit.device,
         limit=limit.bound,
         value=value,
-        unit=_UNITS[limit.metric],
+        unit=METRIC_UNITS[limit.metric],
         kept=None if value is None else value <= limit.bound,
     )
 
@@ -234,9 +231,8 @@ def _devices(context: RunContext, measured: dict[str, Estimate]) -> list[DeviceE
 def front_records(context: RunContext) -> dict[tuple[str, str], Measurement]:
     """Records behind the measured front, by device name and key."""
     return {
-        (entry.device_name, entry.key): entry
-        for entry in read_table(context.folder.file("front.jsonl"))
-        if isinstance(entry, Measurement)
+        (record.device_name, record.key): record
+        for record in read_measurements(context.folder.file("front.jsonl"))
     }
 
 

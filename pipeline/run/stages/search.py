@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from latency_tables.arch import Arch
 from latency_tables.cost_table import CostTable
 from latency_tables.files import sha256_file
-from latency_tables.interchange import import_table, read_table
+from latency_tables.interchange import import_table, read_measurements
 from latency_tables.model import LatencyModel
 from latency_tables.oracle import Oracle
 from latency_tables.records import Measurement
@@ -31,10 +31,11 @@ from pipeline.search.front import Front, choose_winner
 from pipeline.search.journal import Journal
 from pipeline.search.limits import Limit
 from pipeline.search.measuring import LiveMeasurer
+from pipeline.search.operators import random_genes, sizes_of
 from pipeline.search.run_search import Progress, make_searcher, search, search_identity
 from pipeline.search.searcher import Propose
 from pipeline.search.sources import exact_proposer, live_source, oracle_source
-from pipeline.spaces.base import net_id
+from pipeline.spaces.base import Supernet, net_id
 from pipeline.supernet.scoring import BNPolicy, Scorer
 
 BN_POLICY: BNPolicy = "recalibrate"
@@ -59,7 +60,7 @@ def run_search(context: RunContext) -> None:
         evaluator = Evaluator(
             space=context.space,
             cost_table=context.cost_table,
-            score=make_scorer(context).score,
+            score=make_scorer(context, context.supernet).score,
             limits=limits,
             latency=_predictions(context, models, frozen),
             supernet=sha256_file(context.folder.file("supernet.safetensors")),
@@ -87,11 +88,11 @@ def run_search(context: RunContext) -> None:
     )
 
 
-def make_scorer(context: RunContext) -> Scorer:
+def make_scorer(context: RunContext, supernet: Supernet) -> Scorer:
     """Scores subnets with inherited weights on fixed held-out images."""
     return Scorer(
         context.space,
-        context.supernet,
+        supernet,
         calibration=context.eval_batches("calibration"),
         validation=context.eval_batches("search-validation"),
         policy=BN_POLICY,
@@ -149,9 +150,8 @@ def _proposer(
     Of several limits the one that the fewest random networks keep is kept by construction; the
     searcher checks the others.
     """
-    sizes = [len(d.choices) for d in context.space.decisions]
     rng = numpy_generator(context.config.seed, "search", "tightest")
-    genes = rng.integers(0, sizes, size=(N_DRAWS, len(sizes)))
+    genes = random_genes(rng, sizes_of(context.space.decisions), N_DRAWS)
     found: list[tuple[float, Limit, CostTable]] = []
     for limit in limits:
         table = context.cost_table
@@ -183,13 +183,8 @@ class _Settled:
 
     def __init__(self, context: RunContext, device: RunDevice) -> None:
         self.context, self.device = context, device
-        self.reference_ns = reference_of(
-            [
-                entry
-                for entry in read_table(context.folder.file("table.jsonl"))
-                if isinstance(entry, Measurement) and entry.device_name == device.name
-            ]
-        )
+        table = read_measurements(context.folder.file("table.jsonl"))
+        self.reference_ns = reference_of([m for m in table if m.device_name == device.name])
 
     def measure(self, archs: Sequence[Arch]) -> list[Measurement]:
         if self.reference_ns is None:
