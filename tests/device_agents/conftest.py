@@ -19,6 +19,7 @@ from device_agents.profiles import Profile, counted
 from device_agents.replies import NetRound
 from device_agents.zipapp import pack, sources
 from latency_tables.oracle import MeasureJob
+from tests.device_agents.rounds import make_round
 
 FAKE_RUNTIME = Path(__file__).parents[1] / "fakes" / "runtime_fake.py"
 
@@ -145,25 +146,6 @@ def round_of() -> Callable[..., NetRound]:
     """One round with the given block medians; keywords change its other fields."""
 
     def make(block_medians: Sequence[int], **changes: Any) -> NetRound:
-        fields: dict[str, Any] = {
-            "block_medians_ns": tuple(block_medians),
-            "block_counts": (1,) * len(block_medians),
-            "samples_ns": tuple((value,) for value in block_medians),
-            "min_ns": min(block_medians),
-            "load_ns": 5000,
-            "first_ns": 900,
-            "warmup_runs": 3,
-            "steady": True,
-            "calls_per_sample": 1,
-            "involuntary_switches": 0,
-            "n_threads": 1,
-            "masks_outside": (),
-            "finite": True,
-            "golden_right": None,
-            "golden_error": None,
-            "child": 0,
-            "position": 0,
-        }
-        return NetRound(**{**fields, **changes})
+        return make_round([[value] for value in block_medians], **changes)
 
     return make

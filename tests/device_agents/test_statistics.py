@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import comb
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_agents.replies import NetRound, ReferenceVisit
+from device_agents.replies import ReferenceVisit
 from device_agents.statistics import (
     PERCENTILE_FLOORS,
     bootstrap_interval,
@@ -21,29 +19,7 @@ from device_agents.statistics import (
     summarise,
     theil_sen,
 )
-
-
-def make_round(blocks: Sequence[Sequence[int]], **changes: Any) -> NetRound:
-    fields: dict[str, Any] = {
-        "block_medians_ns": tuple(int(np.median(b)) for b in blocks),
-        "block_counts": tuple(len(b) for b in blocks),
-        "samples_ns": tuple(tuple(int(v) for v in b) for b in blocks),
-        "min_ns": int(min(min(b) for b in blocks)),
-        "load_ns": 5000,
-        "first_ns": 900,
-        "warmup_runs": 3,
-        "steady": True,
-        "calls_per_sample": 1,
-        "involuntary_switches": 0,
-        "n_threads": 1,
-        "masks_outside": (),
-        "finite": True,
-        "golden_right": None,
-        "golden_error": None,
-        "child": 0,
-        "position": 0,
-    }
-    return NetRound(**{**fields, **changes})
+from tests.device_agents.rounds import make_round
 
 
 def test_the_headline_is_the_median_over_rounds_of_the_median_of_block_medians() -> None:
