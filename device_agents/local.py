@@ -21,10 +21,12 @@ from pathlib import Path
 from types import TracebackType
 
 from device_agents.board.frames import MAX_FRAME_BYTES
+from device_agents.transport import Completed
 from latency_tables.errors import LinkLostError, ProtocolError, UnreachableError
 from latency_tables.files import replacing, sha256_bytes, sha256_file
 
 STDERR_KEPT = 64 * 1024
+STDERR_SHOWN = 4000
 
 
 class LocalTransport:
@@ -42,16 +44,21 @@ class LocalTransport:
     def __init__(
         self, workdir: Path, *, python: str = sys.executable, arguments: Sequence[str] = ()
     ) -> None:
-        self.workdir, self.python, self.arguments = workdir, python, tuple(arguments)
+        self._folder, self.python, self.arguments = workdir, python, tuple(arguments)
+
+    @property
+    def workdir(self) -> str:
+        """The work folder, absolute."""
+        return str(self._folder.absolute())
 
     def open(self) -> None:
         """Make the work folder. Raises UnreachableError where that is impossible."""
         try:
-            for folder in (self.workdir, self.workdir / "blobs"):
+            for folder in (self._folder, self._folder / "blobs"):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise UnreachableError(
-                f"the work folder {self.workdir} cannot be made: {error.strerror}",
+                f"the work folder {self._folder} cannot be made: {error.strerror}",
                 hint="set XDG_CACHE_HOME to a folder that can be written",
             ) from None
         if shutil.which(self.python) is None:
@@ -73,6 +80,25 @@ class LocalTransport:
                 raise UnreachableError(f"{target} was damaged while it was written")
         return name
 
+    def put_all(self, sources: Sequence[bytes | Path]) -> list[str]:
+        """Copy each; there are no round trips to save."""
+        return [self.put(source) for source in sources]
+
+    def execute(
+        self, command: Sequence[str], *, stdin: bytes = b"", timeout_s: float = 30.0
+    ) -> Completed:
+        """Run a program. Raises LinkLostError where it takes too long, UnreachableError."""
+        try:
+            done = subprocess.run(
+                list(command), input=stdin, capture_output=True, timeout=timeout_s, check=False
+            )
+        except subprocess.TimeoutExpired:
+            raise LinkLostError(f"{command[0]} did not end within {timeout_s:g} s") from None
+        except OSError as error:
+            raise UnreachableError(f"{command[0]} cannot be run: {error.strerror}") from None
+        stderr = done.stderr.decode("utf-8", "replace")[-STDERR_SHOWN:]
+        return Completed(status=done.returncode, stdout=done.stdout, stderr=stderr)
+
     def get(self, blob: str, max_bytes: int) -> bytes:
         """Read a blob. Raises ProtocolError where it is missing or too large."""
         try:
@@ -86,7 +112,7 @@ class LocalTransport:
 
     def run(self, agent: str, arguments: Sequence[str] = ()) -> ProcessChannel:
         """Start the agent. Raises UnreachableError."""
-        command = [self.python, "-u", str(self._blob(agent)), "--workdir", str(self.workdir)]
+        command = [self.python, "-u", str(self._blob(agent)), "--workdir", self.workdir]
         try:
             return ProcessChannel([*command, *self.arguments, *arguments])
         except OSError as error:
@@ -98,7 +124,7 @@ class LocalTransport:
     def _blob(self, name: str) -> Path:
         if len(name) != 64 or not set(name) <= set("0123456789abcdef"):
             raise ProtocolError(f"{name[:80]!r} is not the name of a blob")
-        return self.workdir / "blobs" / name
+        return self._folder / "blobs" / name
 
 
 class ProcessChannel:

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from device_agents.devices import load_device
+from device_agents.devices import in_work_folder, load_device
 from device_agents.measurer import DeviceMeasurer, Progress
 from device_agents.reference import reference_for
 from latency_tables.arch import Arch
@@ -49,9 +49,8 @@ class RunDevice:
         self, config: DeviceConfig, *, space: Space, store: TableStore, work_dir: Path, seed: int
     ) -> None:
         spec = replace(
-            load_device(config.name),
+            in_work_folder(load_device(config.name), work_dir),
             threads=config.threads,
-            workdir=work_dir,
             reference=reference_for(space.cost_table().mean("macs")),
         )
         self.config, self.space, self.store = config, space, store
@@ -234,7 +233,7 @@ def table_header(space: Space, *, created: str, n_measurements: int) -> Header:
 
 def local_hello(work_dir: Path) -> str:
     """Start the local agent once and say what answered."""
-    spec = replace(load_device("local"), workdir=work_dir)
+    spec = in_work_folder(load_device("local"), work_dir)
     measurer = DeviceMeasurer(spec)
     runtime, cores = measurer.runtime(), measurer.cores()
     return f"{runtime['name']} {runtime['version']}, core {', '.join(map(str, cores))}"

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from device_agents.devices import DeviceSpec
+from device_agents.devices import DeviceSpec, in_work_folder
 from device_agents.measure_file import FileMeasurement, measure_file
 from device_agents.measurer import DeviceMeasurer, Progress
 from latency_tables.errors import MeasurementError
@@ -27,7 +27,7 @@ def measure_model(
         MeasurementError: the network failed on the device; says why.
         DeviceError: the device failed.
     """
-    device = replace(spec, threads=threads, workdir=work_dir)
+    device = replace(in_work_folder(spec, work_dir), threads=threads)
     with Reporter().bar(f"on {spec.name}") as advance:
 
         def show(progress: Progress) -> None:
@@ -49,7 +49,7 @@ def measure_model(
 
 def probe_device(spec: DeviceSpec, *, work_dir: Path) -> dict[str, Any]:
     """What a device says about itself. Raises DeviceError."""
-    return DeviceMeasurer(replace(spec, workdir=work_dir)).probe()
+    return DeviceMeasurer(in_work_folder(spec, work_dir)).probe()
 
 
 def render(result: FileMeasurement, console: Console) -> None:

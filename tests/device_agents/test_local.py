@@ -49,11 +49,11 @@ def test_a_path_and_its_bytes_are_the_same_blob(transport: LocalTransport, tmp_p
     file = tmp_path / "model.onnx"
     file.write_bytes(b"model")
     assert transport.put(file) == transport.put(b"model")
-    assert len(list((transport.workdir / "blobs").iterdir())) == 1
+    assert len(list((Path(transport.workdir) / "blobs").iterdir())) == 1
 
 
 def test_a_present_blob_is_not_written_again(transport: LocalTransport) -> None:
-    path = transport.workdir / "blobs" / transport.put(b"model")
+    path = Path(transport.workdir) / "blobs" / transport.put(b"model")
     inode = path.stat().st_ino
     transport.put(b"model")
     assert path.stat().st_ino == inode
@@ -76,15 +76,15 @@ def test_a_work_folder_that_cannot_be_made_is_unreachable(tmp_path: Path) -> Non
 
 
 def test_the_work_folder_is_private(transport: LocalTransport) -> None:
-    assert transport.workdir.stat().st_mode & 0o777 == 0o700
+    assert Path(transport.workdir).stat().st_mode & 0o777 == 0o700
 
 
 def test_blobs_unused_for_longest_go_first_and_the_agent_stays(transport: LocalTransport) -> None:
     names = [transport.put(bytes([i]) * 100) for i in range(4)]
-    folder = transport.workdir / "blobs"
+    folder = Path(transport.workdir) / "blobs"
     for age, name in enumerate(names):
         os.utime(folder / name, (1000 + age, 1000 + age))
-    trim(str(transport.workdir), 250, keep=str(folder / names[0]))
+    trim(transport.workdir, 250, keep=str(folder / names[0]))
     assert {path.name for path in folder.iterdir()} == {names[0], names[3]}
 
 
@@ -143,3 +143,17 @@ def test_the_machine_lock_keeps_other_processes_out_until_the_outermost_exit(
             assert state() == "taken"
         assert state() == "taken"
     assert (state(), lock.held) == ("free", False)
+
+
+def test_a_command_gets_its_words_unchanged_and_its_status_is_told(
+    transport: LocalTransport,
+) -> None:
+    done = transport.execute(
+        ["sh", "-c", 'printf %s "$1"; cat; exit 3', "x", "a 'b' $c"], stdin=b"!"
+    )
+    assert (done.status, done.stdout) == (3, b"a 'b' $c!")
+
+
+def test_a_command_that_does_not_end_is_given_up(transport: LocalTransport) -> None:
+    with pytest.raises(LinkLostError, match=r"within 0\.1 s"):
+        transport.execute(["sleep", "30"], timeout_s=0.1)
