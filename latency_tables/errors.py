@@ -21,11 +21,18 @@
     │   ├── MissingLatencyError               no measurement, no model: never answered by a guess
     │   └── GateError                         the table is refused; names the gate
     ├── LimitError                   exit 6   a limit cannot be met
-    │   └── LimitBelowFastestError
+    │   ├── LimitBelowFastestError
+    │   ├── BudgetMissedError        exit 9   a measured network breaks its limit
+    │   └── InconclusiveError        exit 10  its interval lies on both sides of the limit
     ├── DeviceError                  exit 5   carries ``code``, ``retryable`` and ``blames``
     │   ├── UnreachableError                  the device does not answer
+    │   │   ├── HostKeyError                  its host key is unknown or changed
+    │   │   └── AuthError                     it refuses every key that was offered
     │   ├── LeasedError                       somebody else measures on it
     │   ├── LinkLostError                     the agent vanished in the middle
+    │   │   └── UploadError                   a file arrived damaged
+    │   ├── DeviceDiskFullError               no room on the device
+    │   ├── BootstrapError                    a runtime cannot be brought to the device
     │   ├── ProtocolError                     the agent said something that is not the protocol
     │   ├── MissingRuntimeError               the device lacks the runtime
     │   └── MeasurementError                  one network failed: crash, time-out, memory, …
@@ -171,6 +178,18 @@ class LimitBelowFastestError(LimitError):
 Blames = Literal["board", "candidate", "host"]
 
 
+class BudgetMissedError(LimitError):
+    """A measured network breaks its limit: even the lower end of its interval does."""
+
+    exit_code = 9
+
+
+class InconclusiveError(LimitError):
+    """A measured network's interval lies on both sides of the limit."""
+
+    exit_code = 10
+
+
 class DeviceError(HilnasError):
     """Something went wrong on or on the way to a device.
 
@@ -190,6 +209,18 @@ class UnreachableError(DeviceError):
     code, retryable = "UNREACHABLE", True
 
 
+class HostKeyError(UnreachableError):
+    """The device's host key is unknown or differs from the trusted one: never accepted silently."""
+
+    code, retryable = "HOST_KEY", False
+
+
+class AuthError(UnreachableError):
+    """The device refuses every key that was offered."""
+
+    code, retryable = "AUTH", False
+
+
 class LeasedError(DeviceError):
     """Somebody else holds the device."""
 
@@ -200,6 +231,24 @@ class LinkLostError(DeviceError):
     """The agent vanished in the middle of a conversation."""
 
     code, retryable = "LINK_LOST", True
+
+
+class UploadError(LinkLostError):
+    """A file arrived damaged, or did not arrive."""
+
+    code = "UPLOAD_CORRUPT"
+
+
+class DeviceDiskFullError(DeviceError):
+    """The device has no room for a file."""
+
+    code = "DISK_FULL"
+
+
+class BootstrapError(DeviceError):
+    """Python or a runtime cannot be brought to the device."""
+
+    code = "BOOTSTRAP"
 
 
 class ProtocolError(DeviceError):

@@ -14,7 +14,6 @@ latency_tables.errors.ConfigError: unknown key 'serch'; did you mean 'search'?
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from device_agents.profiles import ProfileName
+from device_agents.settings import explain
 from latency_tables.errors import ConfigError
 from pipeline.data.config import DataConfig
 from pipeline.export.config import ExportConfig
@@ -41,12 +41,15 @@ class SpaceConfig(_Section):
 
 
 class DeviceConfig(_Section):
-    """``[[device]]``: a device that the subnet is for, and the limits it sets."""
+    """``[[device]]``: a device that the subnet is for, and the limits it sets.
+
+    ``name`` is "local" or one of ``devices.toml``; ``threads`` left out: what stands there.
+    """
 
     name: str = "local"
     limits: LimitsConfig = LimitsConfig()
     measuring: ProfileName = "quick"
-    threads: int = Field(default=1, ge=1, le=1024)
+    threads: int | None = Field(default=None, ge=1, le=1024)
 
 
 class LatencyConfig(_Section):
@@ -103,7 +106,7 @@ def run_config_of(data: Mapping[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(problem) for problem in error.errors())) from None
+        raise ConfigError(explain(error, RunConfig)) from None
 
 
 def _apply(data: dict[str, Any], override: str) -> None:
@@ -136,39 +139,3 @@ def _child(node: Any, key: str, path: str) -> Any:
             node[key] = [{}]
         return node.setdefault(key, {})
     raise ConfigError(f"--set {path}: there is nothing called {key!r} to set a value in")
-
-
-def _explain(problem: Any) -> str:
-    """One validation problem in words."""
-    where, message = problem["loc"], str(problem["msg"]).removeprefix("Value error, ")
-    dotted = ".".join(str(part) for part in where)
-    if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(where[-1]), _known_keys(where[:-1]), n=1, cutoff=0.5)
-        known = f"known here: {', '.join(sorted(_known_keys(where[:-1])))}"
-        return f"unknown key {dotted!r}; " + (f"did you mean {near[0]!r}?" if near else known)
-    if problem["type"] == "missing":
-        return f"key {dotted!r} is missing"
-    given = problem.get("input")
-    shown = f", not {given!r}" if isinstance(given, str | int | float | bool) else ""
-    return f"{dotted}: {message}{shown}" if dotted else message
-
-
-def _known_keys(where: Sequence[str | int]) -> list[str]:
-    """Names that the section at ``where`` accepts."""
-    model: Any = RunConfig
-    for part in where:
-        if isinstance(part, str):
-            field = getattr(model, "model_fields", {}).get(part)
-            model = _model_in(field.annotation) if field is not None else None
-    return list(getattr(model, "model_fields", {}))
-
-
-def _model_in(annotation: Any) -> Any:
-    """The pydantic model inside an annotation such as ``tuple[DeviceConfig, ...]``."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for inner in getattr(annotation, "__args__", ()):
-        found = _model_in(inner)
-        if found is not None:
-            return found
-    return None

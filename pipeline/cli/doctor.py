@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli.options import table_path, with_json, with_table, work_dir
+from pipeline.cli.options import inventory, table_path, with_json, with_table
 
 
 @click.command()
@@ -21,7 +21,7 @@ def doctor(context: click.Context, table: Path | None, as_json: bool) -> None:
 
     from pipeline.run.doctor import examine, render
 
-    checks = examine(table_path=table_path(table), work_dir=work_dir())
+    checks = examine(table_path=table_path(table), inventory=inventory())
     if as_json:
         click.echo(json.dumps([check.to_dict() for check in checks], indent=2))
     else:

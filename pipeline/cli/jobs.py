@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pipeline.cli.options import table_path, with_json, with_table, work_dir
+from pipeline.cli.options import inventory, table_path, with_json, with_table
 
 if TYPE_CHECKING:
     from pipeline.run.job import Job
@@ -57,6 +57,6 @@ def open_job(
         out=out,
         overrides=overrides,
         table_path=table_path(table),
-        work_dir=work_dir(),
+        inventory=inventory(),
         reporter=Reporter(quiet=quiet),
     )

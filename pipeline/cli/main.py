@@ -1,7 +1,8 @@
 """``hilnas``: the group of commands, and how errors leave the process.
 
 Exit codes: 0 done · 1 a bug of ours · 2 wrong usage or settings · 3 data · 4 training · 5 device ·
-6 latency table or limit · 7 export or check · 8 run folder or disk · 130 stopped by Ctrl-C.
+6 latency table or limit · 7 export or check · 8 run folder or disk · 9 a checked number breaks its
+limit · 10 it cannot be told whether it does · 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from device_agents.devices import DeviceSpec
+    from device_agents.inventory import Inventory
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -21,8 +25,31 @@ def table_path(given: Path | None) -> Path:
 
 def work_dir() -> Path:
     """Where the local agent keeps its files, below XDG_CACHE_HOME."""
+    return cache_dir() / "agent"
+
+
+def cache_dir() -> Path:
+    """What can be made again: the local agent's files, downloaded wheels; below XDG_CACHE_HOME."""
     cache_home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(cache_home) / "hilnas" / "agent"
+    return Path(cache_home) / "hilnas"
+
+
+def inventory_files() -> tuple[Path, Path]:
+    """The project's ``devices.toml``, which comes first, and the user's below XDG_CONFIG_HOME."""
+    config_home = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    return Path("devices.toml"), Path(config_home) / "hilnas" / "devices.toml"
+
+
+def inventory() -> Inventory:
+    """Every device that can be named. Raises ConfigError."""
+    from device_agents.inventory import read_inventory
+
+    return read_inventory(*inventory_files(), work_dir=work_dir())
+
+
+def chosen_device(name: str) -> DeviceSpec:
+    """The device called ``name``. Raises UsageError, ConfigError."""
+    return inventory().find(name)
 
 
 def with_table(command: F) -> F:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from device_agents.inventory import Inventory
 from latency_tables.cost_table import CostTable
 from latency_tables.errors import DataError
 from latency_tables.store import TableStore
@@ -42,11 +43,11 @@ class RunContext:
         folder: RunFolder,
         base: Path,
         table_path: Path,
-        work_dir: Path,
+        inventory: Inventory,
         reporter: Reporter,
     ) -> None:
         self.config, self.folder, self.base = config, folder, base
-        self.table_path, self.work_dir, self.reporter = table_path, work_dir, reporter
+        self.table_path, self.inventory, self.reporter = table_path, inventory, reporter
 
     @cached_property
     def torch_device(self) -> torch.device:

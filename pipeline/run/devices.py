@@ -7,10 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from device_agents.devices import in_work_folder, load_device
+from device_agents.devices import DeviceSpec
 from device_agents.measurer import DeviceMeasurer, Progress
 from device_agents.reference import reference_for
 from latency_tables.arch import Arch
@@ -46,11 +45,17 @@ class RunDevice:
     """
 
     def __init__(
-        self, config: DeviceConfig, *, space: Space, store: TableStore, work_dir: Path, seed: int
+        self,
+        config: DeviceConfig,
+        spec: DeviceSpec,
+        *,
+        space: Space,
+        store: TableStore,
+        seed: int,
     ) -> None:
         spec = replace(
-            in_work_folder(load_device(config.name), work_dir),
-            threads=config.threads,
+            spec,
+            threads=config.threads or spec.threads,
             reference=reference_for(space.cost_table().mean("macs")),
         )
         self.config, self.space, self.store = config, space, store
@@ -73,7 +78,7 @@ class RunDevice:
             device_name=self.name,
             device_fp=fingerprint.fingerprint,
             runtime=self.measurer.runtime(),
-            threads=self.config.threads,
+            threads=self.measurer.device.threads,
             cores=self.measurer.cores(),
         )
 
@@ -203,9 +208,9 @@ def open_devices(context: RunContext) -> tuple[RunDevice, ...]:
     return tuple(
         RunDevice(
             config,
+            context.inventory.find(config.name),
             space=space,
             store=context.store,
-            work_dir=context.work_dir,
             seed=context.config.seed,
         )
         for config in context.config.device
@@ -231,9 +236,8 @@ def table_header(space: Space, *, created: str, n_measurements: int) -> Header:
     )
 
 
-def local_hello(work_dir: Path) -> str:
-    """Start the local agent once and say what answered."""
-    spec = in_work_folder(load_device("local"), work_dir)
+def hello(spec: DeviceSpec) -> str:
+    """Start a device's agent once and say what answered."""
     measurer = DeviceMeasurer(spec)
     runtime, cores = measurer.runtime(), measurer.cores()
     return f"{runtime['name']} {runtime['version']}, core {', '.join(map(str, cores))}"

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from device_agents.inventory import Inventory
 from latency_tables.errors import HilnasError
 from pipeline.run.packages import package_root
 
@@ -34,7 +35,7 @@ class Check:
         return asdict(self)
 
 
-def examine(*, table_path: Path, work_dir: Path) -> list[Check]:
+def examine(*, table_path: Path, inventory: Inventory) -> list[Check]:
     """Run every check; a check that raises is a failed one."""
     probes: list[tuple[str, Callable[[], str], str]] = [
         ("python", _python, ""),
@@ -43,7 +44,7 @@ def examine(*, table_path: Path, work_dir: Path) -> list[Check]:
         ("onnxruntime", _onnxruntime, "pip install -c constraints.txt ."),
         ("disk", _disk, "free some space, or work in another folder"),
         ("table", lambda: _table(table_path), "hilnas tables show --table ANOTHER.sqlite"),
-        ("local agent", lambda: _agent(work_dir), "hilnas devices probe local"),
+        ("local agent", lambda: _agent(inventory), "hilnas devices probe local"),
     ]
     return [_check(name, probe, remedy) for name, probe, remedy in probes]
 
@@ -103,7 +104,7 @@ def _table(path: Path) -> str:
         return f"{path}: {store.count()} records"
 
 
-def _agent(work_dir: Path) -> str:
-    from pipeline.run.devices import local_hello
+def _agent(inventory: Inventory) -> str:
+    from pipeline.run.devices import hello
 
-    return local_hello(work_dir)
+    return hello(inventory.find("local"))

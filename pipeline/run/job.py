@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from device_agents.devices import load_device
+from device_agents.inventory import Inventory
 from latency_tables.errors import RunError
 from pipeline.run.folder import RunFolder
 from pipeline.run.packages import package_root
@@ -34,11 +34,11 @@ class Job:
         folder: RunFolder,
         *,
         table_path: Path,
-        work_dir: Path,
+        inventory: Inventory,
         reporter: Reporter,
     ) -> None:
         self.source, self.folder = source, folder
-        self.table_path, self.work_dir, self.reporter = table_path, work_dir, reporter
+        self.table_path, self.inventory, self.reporter = table_path, inventory, reporter
 
     @classmethod
     def open(
@@ -48,7 +48,7 @@ class Job:
         out: Path | None = None,
         overrides: Sequence[str] = (),
         table_path: Path,
-        work_dir: Path,
+        inventory: Inventory,
         reporter: Reporter,
     ) -> Job:
         """Read and check the settings, every name in them too; nothing is written yet."""
@@ -57,10 +57,10 @@ class Job:
         require_space(found.config.space.name)
         require_strategy(found.config.train.strategy)
         for device in found.config.device:
-            load_device(device.name)
+            inventory.find(device.name)
         path = out or found.folder or Path("runs") / found.name
         return cls(
-            found, RunFolder(path), table_path=table_path, work_dir=work_dir, reporter=reporter
+            found, RunFolder(path), table_path=table_path, inventory=inventory, reporter=reporter
         )
 
     def run(self, *, until: str | None = None) -> None:
@@ -128,7 +128,7 @@ class Job:
             folder=self.folder,
             base=self.source.base,
             table_path=self.table_path,
-            work_dir=self.work_dir,
+            inventory=self.inventory,
             reporter=self.reporter,
         )
 

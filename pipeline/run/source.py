@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tomli_w
+import tomlkit
 
 from latency_tables.errors import ConfigError, UsageError
 from latency_tables.files import write_text
@@ -64,7 +64,7 @@ def write_lock(folder: Path, source: RunSource) -> None:
     origin = {"name": source.name, "folder": os.path.relpath(source.base or ".", folder)}
     text = (
         "# The resolved settings of this run; 'hilnas run FOLDER' goes on with them.\n"
-        + tomli_w.dumps({"origin": origin, **settings})
+        + tomlkit.dumps({"origin": origin, **settings})
     )
     write_text(folder / LOCK, text)
 
@@ -79,5 +79,5 @@ def _read_lock(folder: Path, overrides: Sequence[str]) -> RunSource:
         raise ConfigError(
             f"{folder / LOCK} is damaged ({error})", hint="hilnas run FILE --out that folder"
         ) from None
-    config = parse_run_config(tomli_w.dumps(data), overrides)
+    config = parse_run_config(tomlkit.dumps(data), overrides)
     return RunSource(name=name, config=config, base=base, folder=folder)
