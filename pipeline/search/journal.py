@@ -1,9 +1,8 @@
 """``search.jsonl``: what the search asked, scored and measured, so that a killed run goes on.
 
-One JSON object per line, appended, never rewritten. Lines are written before the searcher is told
-of them and reach the disk at the end of every generation at the latest. Each line ends in a
-checksum: a torn last line (the process died while writing) is dropped and its work done again, any
-other damage is refused with the number of the line.
+Lines of an :class:`latency_tables.append_log.AppendLog` are written before the searcher is told of
+them and reach the disk at the end of every generation at the latest; the work of a torn last line
+is done again.
 
 ======================  ==========================================================================
 ``kind``                holds
@@ -18,21 +17,18 @@ other damage is refused with the number of the line.
 from __future__ import annotations
 
 import json
-import os
-import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
+from latency_tables.append_log import AppendLog, Line, damaged, read_log
 from latency_tables.arch import Arch
 from latency_tables.errors import (
     DeviceError,
     HilnasError,
     MeasurementError,
     RunChangedError,
-    RunError,
 )
 from latency_tables.estimate import Estimate
 from latency_tables.files import canonical_json
@@ -54,10 +50,8 @@ class Journal:
     0.5
     """
 
-    def __init__(self, path: Path, stream: BinaryIO, content: Content) -> None:
-        self.path = path
-        self._stream = stream
-        self._content = content
+    def __init__(self, log: AppendLog, content: Content) -> None:
+        self._log, self._content = log, content
 
     @classmethod
     def open(cls, path: Path, identity: Mapping[str, Any]) -> Journal:
@@ -71,21 +65,19 @@ class Journal:
             RunChangedError: the journal belongs to other settings; names what differs.
             RunError: a line before the last is damaged; names it.
         """
-        raw = path.read_bytes() if path.exists() else b""
-        records, whole = _records(path, raw)
-        wanted = json.loads(canonical_json(identity))  # tuples become lists, as in the file
-        content = Content(path, records[1:])
-        if records:
-            _check_identity(path, records[0], wanted)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stream = path.open("ab")
-        stream.truncate(whole)
-        journal = cls(path, stream, content)
-        if not records:
-            journal._write({"kind": "search", "schema": SCHEMA, "identity": wanted})
-            journal.sync()
-            _sync_folder(path.parent)
-        return journal
+        log = AppendLog.open(path)
+        try:
+            wanted = json.loads(canonical_json(identity))  # tuples become lists, as in the file
+            content = Content(path, log.lines[1:])
+            if log.lines:
+                _check_identity(path, log.lines[0], wanted)
+            else:
+                log.append({"kind": "search", "schema": SCHEMA, "identity": wanted})
+                log.sync()
+        except BaseException:
+            log.close()
+            raise
+        return cls(log, content)
 
     # -- reading ----------------------------------------------------------------------------------
 
@@ -107,7 +99,7 @@ class Journal:
 
     def asked(self, generation: int, candidates: Sequence[Candidate]) -> None:
         """Note the candidates of a generation; on disk when this returns."""
-        self._write(
+        self._log.append(
             {
                 "kind": "generation",
                 "generation": generation,
@@ -120,7 +112,7 @@ class Journal:
 
     def scored(self, generation: int, index: int, score: Score) -> None:
         """Note one score; on disk after :meth:`sync`, safe from a dying process at once."""
-        self._write(
+        self._log.append(
             {"kind": "score", "generation": generation, "index": index, "score": score.to_dict()}
         )
         self._content.scores[generation].append(score)
@@ -139,19 +131,16 @@ class Journal:
                     "retryable": result.retryable,
                 }
             }
-        self._write({"kind": "measurement", "device": device, "arch": dict(arch), **answer})
+        self._log.append({"kind": "measurement", "device": device, "arch": dict(arch), **answer})
         self._content.measurements.setdefault((device, arch), []).append(result)
 
     def sync(self) -> None:
         """Return when everything written is on the disk."""
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
+        self._log.sync()
 
     def close(self) -> None:
         """Sync and close."""
-        if not self._stream.closed:
-            self.sync()
-            self._stream.close()
+        self._log.close()
 
     def __enter__(self) -> Self:
         return self
@@ -164,18 +153,6 @@ class Journal:
     ) -> None:
         self.close()
 
-    def _write(self, record: dict[str, Any]) -> None:
-        self._stream.write(encode(record))
-        self._stream.flush()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """One line that was read."""
-
-    line: int
-    data: dict[str, Any]
-
 
 class Content:
     """What the lines of a journal say, checked for order.
@@ -184,7 +161,7 @@ class Content:
         RunError: a line does not follow from those before it.
     """
 
-    def __init__(self, path: Path, records: Sequence[Record]) -> None:
+    def __init__(self, path: Path, lines: Sequence[Line]) -> None:
         self.generations: list[list[Candidate]] = []
         self.scores: list[list[Score]] = []
         self.measurements: dict[tuple[str, Arch], list[Estimate | DeviceError]] = {}
@@ -193,12 +170,12 @@ class Content:
             "score": self._score,
             "measurement": self._measurement,
         }
-        for record in records:
+        for line in lines:
             try:
-                read[record.data["kind"]](record.data)
+                read[line.record["kind"]](line.record)
             except (KeyError, TypeError, ValueError, AttributeError, HilnasError) as error:
                 what = error.message if isinstance(error, HilnasError) else repr(error)
-                raise _damaged(path, record.line, f"it does not fit here ({what})") from None
+                raise damaged(path, line.number, f"it does not fit here ({what})") from None
 
     def _generation(self, data: dict[str, Any]) -> None:
         if data["generation"] != len(self.generations) or (
@@ -240,51 +217,13 @@ def read_journal(path: Path) -> Content:
     Raises:
         RunError: the file is missing or a line is damaged.
     """
-    try:
-        records, _ = _records(path, path.read_bytes())
-    except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror}", hint="hilnas run") from None
-    return Content(path, records[1:])
+    return Content(path, read_log(path)[1:])
 
 
-def encode(record: dict[str, Any]) -> bytes:
-    """One line with its checksum."""
-    text = canonical_json(record)
-    return f'{{"crc32":{zlib.crc32(text.encode())},"record":{text}}}\n'.encode()
-
-
-def decode(line: bytes) -> dict[str, Any]:
-    """Read what :func:`encode` wrote. Raises ValueError."""
-    data = json.loads(line)
-    record = data["record"] if isinstance(data, dict) and "record" in data else None
-    if not isinstance(record, dict):
-        raise ValueError("not a journal line")
-    if zlib.crc32(canonical_json(record).encode()) != data.get("crc32"):
-        raise ValueError("the checksum is wrong")
-    return record
-
-
-def _records(path: Path, raw: bytes) -> tuple[list[Record], int]:
-    """The readable lines, and how many bytes they take; only the last may be unreadable."""
-    lines = raw.split(b"\n")
-    complete, tail = lines[:-1], lines[-1]
-    records: list[Record] = []
-    whole = 0
-    for number, line in enumerate(complete, start=1):
-        try:
-            records.append(Record(line=number, data=decode(line)))
-        except ValueError as error:
-            if number == len(complete) and not tail:
-                break
-            raise _damaged(path, number, str(error)) from None
-        whole += len(line) + 1
-    return records, whole
-
-
-def _check_identity(path: Path, first: Record, identity: dict[str, Any]) -> None:
-    if first.data.get("kind") != "search" or first.data.get("schema") != SCHEMA:
-        raise _damaged(path, first.line, f"it must name kind 'search' and schema {SCHEMA}")
-    there = first.data.get("identity")
+def _check_identity(path: Path, first: Line, identity: dict[str, Any]) -> None:
+    if first.record.get("kind") != "search" or first.record.get("schema") != SCHEMA:
+        raise damaged(path, first.number, f"it must name kind 'search' and schema {SCHEMA}")
+    there = first.record.get("identity")
     if there != identity:
         known = there if isinstance(there, dict) else {}
         names = sorted(k for k in known.keys() | identity.keys() if known.get(k) != identity.get(k))
@@ -292,18 +231,3 @@ def _check_identity(path: Path, first: Record, identity: dict[str, Any]) -> None
             f"{path} belongs to another search; different: {', '.join(names)}",
             hint="go back to those settings, or give another run folder with --out",
         )
-
-
-def _damaged(path: Path, line: int, why: str) -> RunError:
-    return RunError(
-        f"{path}, line {line} is damaged: {why}",
-        hint="restore the file, or move it away to search again from the start",
-    )
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
