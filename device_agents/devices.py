@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from latency_tables.errors import UsageError
 
@@ -40,7 +40,8 @@ class DeviceSpec:
     cluster of equal cores ("big", "mid", "little"), ``cores`` lists cores; both empty: the last
     ``threads`` cores that the agent may use (interrupts mostly arrive on the first one).
     ``spinning`` None: only for more than one thread. ``reference`` names the size of the reference
-    network (:mod:`device_agents.reference`). ``provider`` "": the runtime's default.
+    network (:mod:`device_agents.measuring.reference`). ``provider`` "": the runtime's default;
+    ``runtime_options`` are those of docs/runtimes.md.
     ``workdir`` is a folder on the device, None: below its cache folder. ``clocks`` are wished
     clocks, by cpufreq policy in kHz or by devfreq device in Hz; ``power`` says whether they may be
     set: "observe" never, "direct" as root, "sudo" by the helper of docs/boards.md.
@@ -60,6 +61,7 @@ class DeviceSpec:
     cores: tuple[int, ...] = ()
     runtime: str = "onnxruntime"
     provider: str = ""
+    runtime_options: Mapping[str, Any] = field(default_factory=dict)
     optimization: str = "all"
     spinning: bool | None = None
     reference: str = "tiny"

@@ -56,6 +56,7 @@ class DeviceEntry(BaseModel):
     cores: tuple[int, ...] = ()
     runtime: str = Field(default="onnxruntime", pattern=r"^[a-z][a-z0-9_]{0,40}$")
     provider: str = ""
+    runtime_options: dict[str, Any] = {}
     optimization: str = "all"
     spinning: bool | None = None
     workdir: Path | None = None
@@ -177,6 +178,11 @@ def add_device(file: Path, entry: Mapping[str, Any]) -> None:
     listed = document.setdefault("device", tomlkit.aot())
     listed.append(section)
     _write(file, document)
+
+
+def check_entry(file: Path, entry: Mapping[str, Any]) -> DeviceEntry:
+    """An entry for ``file``, checked and not written. Raises ConfigError."""
+    return _check(file, tomlkit.dumps({"device": [dict(entry)]}))[0]
 
 
 def change_device(file: Path, name: str, **changes: Any) -> None:

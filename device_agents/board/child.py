@@ -1,18 +1,21 @@
-"""One round: a fresh process that times a whole batch interleaved with the reference network.
+"""A child process of the agent: one task, then the end.
 
 It reads its task as one frame from stdin, reports each step as a frame, and dies with its parent.
 The order of set-up matters: death signal, memory score, affinity, environment, then imports.
+
+Kinds of tasks: ``round`` times a whole batch interleaved with the reference network, ``memory``
+looks at the peak of one network, ``runtimes`` says which runtimes work. Any other kind is the name
+of a module of this package with ``child(task, emit)``: it is called after the set-up, reports with
+``emit(event, **data)`` and ends with the event ``done``. What it raises becomes ``fatal``.
 """
 
 from __future__ import annotations
 
 import ctypes
-import errno
 import gc
 import importlib
 import os
 import re
-import shutil
 import signal
 import sys
 import traceback
@@ -20,16 +23,19 @@ from time import perf_counter_ns
 from typing import Any, Callable, Dict, List, Set
 
 from device_agents.board.frames import MAX_FRAME_BYTES, PROTOCOL_VERSION, decode, encode
+from device_agents.board.loading import (
+    classify,
+    load,
+    make_inputs,
+    runtime_module,
+    timed,
+    use_site,
+)
 from device_agents.board.timing import measure_net
 
 _PR_SET_PDEATHSIG = 1
 BEAT_NS = 1_000_000_000
-_NO_MEMORY = re.compile("bad.alloc|failed to allocate|out of memory|cannot allocate", re.IGNORECASE)
-_UNSUPPORTED = re.compile(
-    "unsupported model ir|opset|not implemented|not_implemented|no op registered|could not find an "
-    "implementation",
-    re.IGNORECASE,
-)
+MAX_CORES = 4096
 
 Json = Dict[str, Any]
 Emit = Callable[..., None]
@@ -44,36 +50,98 @@ def main(protocol: Any) -> int:
     def emit(event: str, **data: Any) -> None:
         protocol.write(encode({"v": PROTOCOL_VERSION, "event": event, "data": data}))
 
-    if task["kind"] == "runtimes":
-        emit("done", runtimes=_runtimes(task["names"]))
-        return 0
     try:
-        os.sched_setaffinity(0, task["cores"])
+        if task.get("cores"):
+            os.sched_setaffinity(0, task["cores"])
     except OSError as error:
         emit("fatal", code="DEVICE", message="cores {}: {}".format(task["cores"], error))
         return 0
-    os.environ["OMP_NUM_THREADS"] = str(task["threads"])
+    os.environ["OMP_NUM_THREADS"] = str(task.get("threads") or 1)
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy's own workers only stand in the way
+    use_site(task["workdir"])
+    kind = _KINDS.get(task["kind"]) or _extension(task["kind"])
+    kind(task, emit)
+    return 0
+
+
+def ready(task: Json, emit: Emit) -> Any:
+    """Import the runtime of the task and tell "ready"; None after "fatal" where it is broken."""
     try:
-        runtime = _runtime(task["runtime"])
+        runtime = runtime_module(task["runtime"])
         described = runtime.describe()
     except Exception as error:  # a broken installation raises all sorts of things
         emit("fatal", code="BOOTSTRAP", message="{}: {}".format(task["runtime"], error)[:2000])
-        return 0
+        return None
     emit("ready", runtime=described)
-    if task["kind"] == "memory":
-        emit("done", **_peak_memory(runtime, task))
-        return 0
+    return runtime
+
+
+def _extension(name: str) -> Callable[[Json, Emit], None]:
+    def run(task: Json, emit: Emit) -> None:
+        try:
+            if not re.match(r"[a-z][a-z_]{0,30}\Z", name):
+                raise ImportError("{!r} is not the name of a task".format(name[:60]))
+            module = importlib.import_module("device_agents.board." + name)
+            if not hasattr(module, "child"):
+                raise ImportError("{!r} is not the name of a task".format(name))
+            module.child(task, emit)
+        except Exception as error:  # an extension's bug must not look like a lost link
+            traceback.print_exc()
+            emit(
+                "fatal", code="DEVICE", message="{}: {}".format(type(error).__name__, error)[:2000]
+            )
+
+    return run
+
+
+def _runtimes(task: Json, emit: Emit) -> None:
+    found: List[Json] = []
+    for name in task["names"]:
+        try:
+            found.append(runtime_module(name).describe())
+        except ImportError:
+            continue
+        except Exception:
+            # a broken installation is worth telling: it is why the runtime is not offered
+            found.append({"name": name, "broken": traceback.format_exc(limit=1)[-500:]})
+    emit("done", runtimes=found)
+
+
+def _memory(task: Json, emit: Emit) -> None:
+    from device_agents.board.memory import peak_memory
+
+    runtime = ready(task, emit)
+    if runtime is not None:
+        emit("done", **peak_memory(runtime, task))
+
+
+def _round(task: Json, emit: Emit) -> None:
+    runtime = ready(task, emit)
+    if runtime is None:
+        return
+    gc.collect()
+    gc.freeze()  # what was imported is looked at no more: collecting after each net is quick
     try:
         _Round(runtime, task, emit).run()
         emit("done")
     except _ReferenceFailed as error:
-        emit("fatal", code="BOOTSTRAP", message="the reference network: {}".format(error)[:2000])
-    return 0
+        emit("fatal", code=error.code, message="the reference network: {}".format(error)[:2000])
+
+
+_KINDS: Dict[str, Callable[[Json, Emit], None]] = {
+    "runtimes": _runtimes,
+    "memory": _memory,
+    "round": _round,
+}
 
 
 class _ReferenceFailed(Exception):
-    pass
+    """The reference network does not run: the runtime is broken, or the disk is full."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__("{}: {}".format(type(error).__name__, error))
+        found = classify(error, "load")["code"]
+        self.code = found if found == "DISK_FULL" else "BOOTSTRAP"
 
 
 class _Round:
@@ -100,23 +168,22 @@ class _Round:
         """Loaded anew for each visit: a kept one would have spinning threads beside the nets."""
         net = dict(self.task["reference"], name="reference")
         try:
-            session, load_ns = _load(self.runtime, self.task, net)
-            call = session.prepare(_inputs(session, self.task, net))
-            first_ns, _ = _timed(call)
+            session, load_ns = load(self.runtime, self.task, net)
+            call = session.prepare(make_inputs(session, self.task, net))
+            first_ns, _ = timed(call)
         except Exception as error:
-            raise _ReferenceFailed("{}: {}".format(type(error).__name__, error)) from error
-        timed = measure_net(call, self.task["plan"], self._beat)
-        del timed["samples_ns"]
-        return dict(timed, load_ns=load_ns, first_ns=first_ns)
+            raise _ReferenceFailed(error) from error
+        measured = measure_net(call, self.task["plan"], self._beat)
+        del measured["samples_ns"]
+        return dict(measured, load_ns=load_ns, first_ns=first_ns)
 
     def _net(self, net: Json) -> Json:
         phase = "load"
         try:
-            session, load_ns = _load(self.runtime, self.task, net)
+            session, load_ns = load(self.runtime, self.task, net)
             phase = "run"
-            feeds = _inputs(session, self.task, net)
-            call = session.prepare(feeds)
-            first_ns, outputs = _timed(call)
+            call = session.prepare(make_inputs(session, self.task, net))
+            first_ns, outputs = timed(call)
             result = {"load_ns": load_ns, "first_ns": first_ns, "finite": _finite(outputs)}
             if net.get("golden"):
                 result["golden"] = _golden(session, self.task, net, outputs)
@@ -125,39 +192,14 @@ class _Round:
             result.update(measure_net(call, self.task["plan"], self._beat))
             result.update(_thread_evidence(before, _threads(), set(self.task["cores"])))
             result["wall_ns"] = perf_counter_ns() - started
+            if hasattr(session, "evidence"):
+                result["runtime_evidence"] = session.evidence()
             return result
         except Exception as error:
-            return {"error": _classify(error, phase)}
+            return {"error": classify(error, phase)}
         finally:
             session = call = None
             gc.collect()
-
-
-def _load(runtime: Any, task: Json, net: Json) -> Any:
-    """Load from a folder that is removed at once, before its pages are written back to disk."""
-    from device_agents.board.inputs import lay_out
-
-    folder = os.path.join(task["workdir"], "run", "{}-{}".format(os.getpid(), net["name"]))
-    try:
-        model = lay_out(task["workdir"], folder, net)
-        start = perf_counter_ns()
-        session = runtime.Session(
-            model,
-            threads=task["threads"],
-            spinning=task["spinning"],
-            optimization=task["optimization"],
-        )
-        return session, perf_counter_ns() - start
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _inputs(session: Any, task: Json, net: Json) -> Json:
-    from device_agents.board.inputs import load_golden, random_inputs
-
-    if net.get("golden"):
-        return load_golden(task["workdir"], net["golden"], "inputs")
-    return random_inputs(session.inputs, task["input_seed"], net.get("shapes") or {})
 
 
 def _golden(session: Any, task: Json, net: Json, outputs: List[Any]) -> Any:
@@ -172,41 +214,6 @@ def _finite(outputs: List[Any]) -> bool:
     from device_agents.board.inputs import all_finite
 
     return all_finite(outputs)
-
-
-def _timed(call: Callable[[], Any]) -> Any:
-    start = perf_counter_ns()
-    outputs = call()
-    return perf_counter_ns() - start, outputs
-
-
-def _peak_memory(runtime: Any, task: Json) -> Json:
-    """Growth of the resident set from the loaded runtime to the end of the first run."""
-    net = task["nets"][0]
-    from device_agents.board import inputs  # numpy belongs to the baseline
-
-    del inputs
-    gc.collect()
-    baseline = _status_bytes("VmRSS")
-    try:
-        with open("/proc/self/clear_refs", "w") as stream:
-            stream.write("5")  # start VmHWM afresh at the present resident set
-        reset = True
-    except OSError:
-        reset = False
-    try:
-        session, _ = _load(runtime, task, net)
-        session.prepare(_inputs(session, task, net))()
-    except Exception as error:
-        return {"error": _classify(error, "load")}
-    peak = _status_bytes("VmHWM")
-    return {"baseline_bytes": baseline, "peak_bytes": peak, "reset": reset}
-
-
-def _status_bytes(field: str) -> int:
-    with open("/proc/self/status") as stream:
-        match = re.search(r"^{}:\s+(\d+) kB".format(field), stream.read(), re.MULTILINE)
-    return int(match.group(1)) * 1024 if match else 0
 
 
 def _threads() -> Json:
@@ -231,7 +238,7 @@ def _thread_evidence(before: Json, after: Json, cores: Set[int]) -> Json:
 
 
 def core_list(text: str) -> Set[int]:
-    """The kernel's list of cores as a set.
+    """The kernel's list of cores as a set. Raises ValueError for cores that no board has.
 
     >>> sorted(core_list("0-2,5"))
     [0, 1, 2, 5]
@@ -239,43 +246,11 @@ def core_list(text: str) -> Set[int]:
     cores: Set[int] = set()
     for part in filter(None, text.split(",")):
         first, _, last = part.partition("-")
-        cores.update(range(int(first), int(last or first) + 1))
+        low, high = int(first), int(last or first)
+        if not 0 <= low <= high < MAX_CORES:
+            raise ValueError("{!r} is not a list of cores".format(text[:80]))
+        cores.update(range(low, high + 1))
     return cores
-
-
-def _classify(error: Exception, phase: str) -> Json:
-    message = "{}: {}".format(type(error).__name__, error)[:2000]
-    if isinstance(error, OSError):  # files are ours: a full disk is no fault of the network
-        code = "DISK_FULL" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "DEVICE"
-        return {"code": code, "message": message, "blames": "board"}
-    if isinstance(error, MemoryError) or _NO_MEMORY.search(message):
-        code = "OOM"
-    elif type(error).__name__ == "UnsupportedInput":
-        code = "UNSUPPORTED_MODEL"
-    elif phase == "load":
-        code = "UNSUPPORTED_MODEL" if _UNSUPPORTED.search(message) else "LOAD_FAILED"
-    else:
-        code = "RUN_CRASHED"
-    return {"code": code, "message": message, "blames": "candidate"}
-
-
-def _runtime(name: str) -> Any:
-    if not re.match(r"[a-z][a-z0-9_]{0,40}\Z", name):
-        raise ImportError("{!r} is not the name of a runtime".format(name[:60]))
-    return importlib.import_module("device_agents.board.runtime_" + name)
-
-
-def _runtimes(names: List[str]) -> List[Json]:
-    found = []
-    for name in names:
-        try:
-            found.append(_runtime(name).describe())
-        except ImportError:
-            continue
-        except Exception:
-            # a broken installation is worth telling: it is why the runtime is not offered
-            found.append({"name": name, "broken": traceback.format_exc(limit=1)[-500:]})
-    return found
 
 
 def _die_with_parent(parent_pid: int) -> None:

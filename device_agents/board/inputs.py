@@ -110,17 +110,59 @@ def load_golden(workdir: str, golden: Dict[str, Any], part: str) -> Dict[str, An
 
 def compare(outputs: Dict[str, Any], expected: Dict[str, Any], golden: Dict[str, Any]) -> Any:
     """Largest difference to the expected outputs and whether it is within tolerance."""
-    worst, right = 0.0, True
-    for name, want in expected.items():
-        got = outputs.get(name)
-        if got is None or got.shape != want.shape:
-            return {"right": False, "max_abs_error": None, "output": name}
-        if want.size:
-            error = float(np.max(np.abs(got.astype(np.float64) - want.astype(np.float64))))
-            worst = max(worst, error) if np.isfinite(error) else float("inf")
-        close = np.allclose(got, want, atol=golden.get("atol", 1e-3), rtol=golden.get("rtol", 1e-3))
-        right = right and bool(close)
-    return {"right": right, "max_abs_error": worst if np.isfinite(worst) else None, "output": ""}
+    each = compare_each(outputs, expected, golden)
+    errors = [one["max_abs_error"] for one in each.values()]
+    wrong = [name for name, one in each.items() if not one["right"]]
+    return {
+        "right": not wrong,
+        "max_abs_error": None if None in errors else max(errors, default=0.0),
+        "output": wrong[0] if wrong else "",
+    }
+
+
+def compare_each(outputs: Dict[str, Any], expected: Dict[str, Any], golden: Dict[str, Any]) -> Any:
+    """How each expected output was met: largest absolute and relative error, cosine.
+
+    ``golden`` holds ``atol`` and ``rtol`` for all outputs; ``atols`` replaces the former by name.
+    """
+    return {
+        name: _compare(
+            outputs.get(name),
+            want,
+            atol=(golden.get("atols") or {}).get(name, golden.get("atol", 1e-3)),
+            rtol=golden.get("rtol", 1e-3),
+        )
+        for name, want in expected.items()
+    }
+
+
+def _compare(got: Any, want: Any, *, atol: float, rtol: float) -> Dict[str, Any]:
+    found: Dict[str, Any] = {
+        "right": False,
+        "max_abs_error": None,
+        "max_rel_error": None,
+        "cosine": None,
+    }
+    if got is None:
+        return dict(found, problem="the output is missing")
+    got = np.asarray(got)
+    if got.shape != want.shape or got.dtype.kind in "OSU":
+        shapes = (got.dtype, list(got.shape), want.dtype, list(want.shape))
+        return dict(found, problem="it is {} {} instead of {} {}".format(*shapes))
+    a, b = got.astype(np.float64).ravel(), want.astype(np.float64).ravel()
+    right = bool(np.allclose(a, b, atol=atol, rtol=rtol, equal_nan=True))
+    finite = np.isfinite(a) & np.isfinite(b)
+    if not a.size:
+        return dict(found, right=right, max_abs_error=0.0, max_rel_error=0.0, problem="")
+    if finite.any():
+        error, size = np.abs(a - b)[finite], np.abs(b[finite])
+        found["max_rel_error"] = float(np.max(error / np.maximum(size, atol or 1e-12)))
+        found["max_abs_error"] = float(np.max(error))
+        norms = float(np.linalg.norm(a[finite]) * np.linalg.norm(b[finite]))
+        found["cosine"] = float(a[finite] @ b[finite]) / norms if norms else None
+    if not right and not finite.all():
+        found["max_abs_error"] = None  # infinitely far off
+    return dict(found, right=right, problem="")
 
 
 def all_finite(outputs: Sequence[Any]) -> bool:

@@ -14,6 +14,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from device_agents.board.supervise import Ending, Supervisor
 from device_agents.board.system import snapshot
+from device_agents.board.witness import Witness
 
 Json = Dict[str, Any]
 
@@ -101,7 +102,7 @@ class Round:
                 kind = "failed" if "error" in data else "net"
                 self.on_event(kind, dict(data, child=index, position=len(done) - 1))
 
-        before = snapshot(self.supervisor.tree)
+        before, witness = snapshot(self.supervisor.tree), Witness(self.supervisor.tree)
         ending = self.supervisor.run(
             child_task(request, "round", [self.nets[name] for name in names], order),
             on_event,
@@ -113,6 +114,7 @@ class Round:
             {
                 "before": before,
                 "after": snapshot(self.supervisor.tree),
+                "witness": witness.tell(),
                 "cpu_s": ending.cpu_s,
                 "clock_khz": ending.clock_khz,
                 "references": references,
@@ -145,10 +147,23 @@ def _name(net: Json) -> str:
     return name
 
 
+_TASK = (
+    "runtime",
+    "threads",
+    "cores",
+    "spinning",
+    "optimization",
+    "provider",
+    "runtime_options",
+    "plan",
+    "input_seed",
+    "reference",
+)
+
+
 def child_task(
     request: Json, kind: str, nets: List[Json], order: Sequence[Optional[str]] = ()
 ) -> Json:
     """What a child needs to know, cut from a request."""
-    names = ("runtime", "threads", "cores", "spinning", "optimization", "plan", "input_seed")
-    task = {name: request.get(name) for name in (*names, "reference")}
+    task = {name: request.get(name) for name in _TASK}
     return dict(task, kind=kind, nets=nets, order=list(order))

@@ -6,55 +6,31 @@ rules can be tested without a board.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import os
 import platform
 import re
 from typing import Any, Dict, List, Optional
 
+from device_agents.board import hardware, sensors
+from device_agents.board.cpu import CPU, choices, clusters, cpuidle, policies, time_in_state_ms
+from device_agents.board.hardware import cooling_devices, devfreq, thermal_zones
+from device_agents.board.tree import Tree
+
+__all__ = [
+    "Tree",
+    "boot_id",
+    "cooling_devices",
+    "cpu_ticks",
+    "devfreq",
+    "identify",
+    "policies",
+    "resident_bytes",
+    "snapshot",
+    "thermal_zones",
+]
+
 Json = Dict[str, Any]
-
-_MAX_READ_BYTES = 1 << 16
-
-
-class Tree:
-    """Reads of ``/proc`` and ``/sys`` below a root.
-
-    >>> Tree("/").text("/nowhere/to/be/found") is None
-    True
-    """
-
-    def __init__(self, root: str = "/") -> None:
-        self.root = root
-
-    def path(self, name: str) -> str:
-        return os.path.join(self.root, name.lstrip("/"))
-
-    def text(self, name: str) -> Optional[str]:
-        """Content without surrounding blanks and zero bytes; None where it cannot be read."""
-        try:
-            with open(self.path(name), "rb") as stream:
-                return stream.read(_MAX_READ_BYTES).decode("utf-8", "replace").strip("\0 \n\t")
-        except OSError:
-            return None
-
-    def number(self, name: str) -> Optional[int]:
-        text = self.text(name)
-        try:
-            return int(text) if text is not None else None
-        except ValueError:
-            return None
-
-    def folders(self, pattern: str) -> List[str]:
-        """Names below the root that match, in natural order, without the root."""
-        found = glob.glob(self.path(pattern))
-        prefix = len(self.path(""))
-        return sorted(("/" + name[prefix:] for name in found), key=_natural)
-
-
-def _natural(name: str) -> List[Any]:
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def boot_id(tree: Tree) -> str:
@@ -91,6 +67,17 @@ def identify(tree: Tree) -> Json:
         "policies": policies(tree),
         "thermal_zones": thermal_zones(tree),
         "cooling_devices": cooling_devices(tree),
+        "clusters": clusters(tree),
+        "choices": choices(tree),
+        "devfreq": devfreq(tree),
+        "devfreq_choices": hardware.devfreq_choices(tree),
+        "cpuidle": cpuidle(tree),
+        "npu": hardware.npu(tree),
+        "power_sensors": sensors.describe(tree),
+        "os": hardware.operating_system(tree),
+        "clock_source": hardware.clock_source(tree),
+        "user_id": os.getuid(),
+        "disk_free_bytes": hardware.disk_free_bytes(),
     }
 
 
@@ -101,65 +88,23 @@ def snapshot(tree: Tree) -> Json:
         "load_average": _load(tree),
         "cpu_ticks": cpu_ticks(tree),
         "ticks_per_s": os.sysconf("SC_CLK_TCK"),
-        "policies": policies(tree),
+        "policies": [
+            dict(
+                policy,
+                time_in_state_ms=time_in_state_ms(
+                    tree, "{}/cpufreq/{}/stats/time_in_state".format(CPU, policy["name"]), 10
+                ),
+            )
+            for policy in policies(tree)
+        ],
         "thermal_zones": thermal_zones(tree),
         "cooling_devices": cooling_devices(tree),
+        "devfreq": devfreq(tree),
+        "psi": hardware.pressure(tree),
+        "disk_free_bytes": hardware.disk_free_bytes(),
         "memory_available_bytes": _kib(tree.text("/proc/meminfo") or "", "MemAvailable"),
         "oom_kills": _counter(tree.text("/proc/vmstat") or "", "oom_kill"),
     }
-
-
-def policies(tree: Tree) -> List[Json]:
-    """cpufreq policies: cores, governor, clocks in kHz, number of clock changes so far."""
-    found = []
-    for folder in tree.folders("/sys/devices/system/cpu/cpufreq/policy*"):
-        found.append(
-            {
-                "name": os.path.basename(folder),
-                "cores": tree.text(folder + "/affected_cpus") or "",
-                "governor": tree.text(folder + "/scaling_governor"),
-                "cur_khz": tree.number(folder + "/scaling_cur_freq"),
-                "min_khz": tree.number(folder + "/scaling_min_freq"),
-                "max_khz": tree.number(folder + "/scaling_max_freq"),
-                "hardware_max_khz": tree.number(folder + "/cpuinfo_max_freq"),
-                "transitions": tree.number(folder + "/stats/total_trans"),
-            }
-        )
-    return found
-
-
-def thermal_zones(tree: Tree) -> List[Json]:
-    """Temperatures in milli degrees Celsius with the lowest passive trip point of the zone."""
-    found = []
-    for folder in tree.folders("/sys/class/thermal/thermal_zone*"):
-        trips = [
-            tree.number(name[: -len("_type")] + "_temp")
-            for name in tree.folders(folder + "/trip_point_*_type")
-            if tree.text(name) == "passive"
-        ]
-        known = [trip for trip in trips if trip is not None and trip > 0]
-        found.append(
-            {
-                "name": os.path.basename(folder),
-                "type": tree.text(folder + "/type"),
-                "temperature_mc": tree.number(folder + "/temp"),
-                "passive_trip_mc": min(known) if known else None,
-            }
-        )
-    return found
-
-
-def cooling_devices(tree: Tree) -> List[Json]:
-    """State (0 = not cooling) and number of state changes of every cooling device."""
-    return [
-        {
-            "name": os.path.basename(folder),
-            "type": tree.text(folder + "/type"),
-            "state": tree.number(folder + "/cur_state"),
-            "transitions": tree.number(folder + "/stats/total_trans"),
-        }
-        for folder in tree.folders("/sys/class/thermal/cooling_device*")
-    ]
 
 
 def cpu_ticks(tree: Tree) -> Dict[str, Dict[str, int]]:

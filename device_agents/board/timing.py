@@ -23,8 +23,10 @@ def measure_net(
 ) -> Dict[str, Any]:
     """Warm up, then time the blocks that ``plan`` (a profile's settings) asks for.
 
-    ``between`` is called before each block, outside of what is timed.
+    ``between`` is called before each block, outside of what is timed. ``busy_ns`` of the answer is
+    the time from the first warm-up run to the end of the last block.
     """
+    started_ns = perf_counter_ns()
     warm = warm_up(
         call,
         min_runs=plan["warmup_min_runs"],
@@ -43,6 +45,7 @@ def measure_net(
             blocks.append(time_block(call, 0, counts[index], 1))
         else:
             blocks.append(time_block(call, plan["min_block_ns"], plan["min_iterations"], calls))
+    ended_ns = perf_counter_ns()
     return {
         "warmup_runs": warm["runs"],
         "steady": warm["steady"],
@@ -51,6 +54,7 @@ def measure_net(
         "block_counts": [len(block) for block in blocks],
         "samples_ns": thin(blocks, plan["max_samples"]),
         "min_ns": min(min(block) for block in blocks),
+        "busy_ns": max(1, ended_ns - started_ns),
     }
 
 

@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from device_agents.board.frames import encode
 from device_agents.devices import DeviceSpec
-from device_agents.local import LocalTransport, ProcessChannel
-from device_agents.measurer import DeviceMeasurer
-from device_agents.profiles import Profile, counted
-from device_agents.replies import NetRound
-from device_agents.zipapp import pack, sources
+from device_agents.link.client import AgentClient
+from device_agents.link.local import LocalTransport, ProcessChannel
+from device_agents.link.zipapp import pack, sources
+from device_agents.measuring.measurer import DeviceMeasurer
+from device_agents.measuring.profiles import Profile, counted
+from device_agents.measuring.replies import NetRound
 from latency_tables.oracle import MeasureJob
+from tests.device_agents.agents import WAIT_S, children_of, hangs, measure_request, wait_until
 from tests.device_agents.rounds import make_round
 
 FAKE_RUNTIME = Path(__file__).parents[1] / "fakes" / "runtime_fake.py"
@@ -139,6 +142,21 @@ def start_agent(tmp_path: Path, fake_archive: bytes) -> Iterator[Callable[..., P
     yield start
     for channel in channels:
         channel.kill()
+
+
+@pytest.fixture
+def hanging(
+    start_agent: Callable[..., ProcessChannel], tmp_path: Path, make_onnx: Callable[..., bytes]
+) -> ProcessChannel:
+    """An agent whose child hangs in a run."""
+    channel = start_agent()
+    client = AgentClient(channel)
+    client.request("hello", timeout_s=WAIT_S)
+    onnx = make_onnx(doc='fake:{"run": "hang"}')
+    request = measure_request(tmp_path / "agent", onnx)
+    channel.send(encode({**request, "v": 1, "id": 0, "op": "measure"}), WAIT_S)
+    assert wait_until(lambda: any(map(hangs, children_of(channel.pid))))
+    return channel
 
 
 @pytest.fixture

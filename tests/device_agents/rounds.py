@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from device_agents.replies import NetRound
+from device_agents.measuring.replies import NetRound
 
 
 def make_round(blocks: Sequence[Sequence[int]], **changes: Any) -> NetRound:

@@ -23,9 +23,9 @@ for package in (device_agents, device_agents.board):
     for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
         importlib.import_module(module.name)
 from device_agents.devices import DeviceSpec
-from device_agents.measure_file import measure_file
-from device_agents.profiles import counted
-from device_agents.reference import reference_model
+from device_agents.files.measure_file import measure_file
+from device_agents.measuring.profiles import counted
+from device_agents.measuring.reference import reference_model
 folder = Path(sys.argv[1])
 (folder / "net.onnx").write_bytes(reference_model("tiny"))
 device = DeviceSpec(name="local", workdir=folder / "agent")

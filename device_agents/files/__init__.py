@@ -1,0 +1,1 @@
+"""One ONNX file, measured whole: numbers, phases, operators, outputs, limits."""

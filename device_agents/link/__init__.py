@@ -1,0 +1,1 @@
+"""The way to a device: transports, the agent's session, leases."""

@@ -1,0 +1,1 @@
+"""Timing networks on a device: rounds, statistics, verdicts, records."""

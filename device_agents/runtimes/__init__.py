@@ -1,0 +1,1 @@
+"""What each runtime is given: the ONNX file, or a conversion of it."""

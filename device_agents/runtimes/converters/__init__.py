@@ -1,0 +1,1 @@
+"""From an ONNX file to what a runtime loads: one module per tool, each run outside this process."""
