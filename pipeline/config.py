@@ -20,7 +20,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from device_agents.profiles import ProfileName
+from device_agents.measuring.profiles import ProfileName
 from device_agents.settings import explain
 from latency_tables.errors import ConfigError
 from pipeline.data.config import DataConfig

@@ -14,7 +14,7 @@ import click
 
 from latency_tables.errors import HilnasError
 from pipeline import __version__
-from pipeline.cli import devices, doctor, measure, results, run, space, tables
+from pipeline.cli import check, devices, doctor, measure, results, run, space, tables
 
 EXIT_INTERRUPTED = 130
 EXIT_DISK = 8
@@ -42,7 +42,7 @@ for command in (
     run.train,
     run.search,
     results.export,
-    results.check,
+    check.check,
     results.report,
     space.space,
     measure.measure,

@@ -1,9 +1,7 @@
-"""``hilnas export``, ``check`` and ``report``: what comes out of a run folder."""
+"""``hilnas export`` and ``report``: what comes out of a run folder."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -25,23 +23,6 @@ def export(folder: Path, table: Path | None, as_json: bool) -> None:
     job = open_job(str(folder), out=folder, table=table)
     job.run(until="export")
     job.print_summary(as_json=as_json)
-
-
-@click.command()
-@_run_folder
-@with_json
-@click.option("--no-data", is_flag=True, help="Leave out the accuracy on the test images.")
-def check(folder: Path, as_json: bool, no_data: bool) -> None:
-    """Check an exported network on this machine: hash, loading, golden outputs, accuracy."""
-    from rich.console import Console
-
-    from pipeline.run.checking import check_run, render
-
-    report = check_run(folder, with_data=not no_data)
-    if as_json:
-        click.echo(json.dumps(asdict(report), indent=2))
-    else:
-        render(report, Console())
 
 
 @click.command()

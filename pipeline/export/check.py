@@ -28,6 +28,9 @@ from pipeline.onnx_runtime import FloatArray, import_onnxruntime, open_session, 
 
 AGAIN = "hilnas export"
 
+Batches = Iterable[tuple[FloatArray, LabelArray]]
+"""Normalised images (N, C, H, W) with labels (N,)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckReport:
@@ -64,7 +67,7 @@ class CheckReport:
 
 def check_export(
     folder: Path,
-    batches: Iterable[tuple[FloatArray, LabelArray]] | None = None,
+    batches: Batches | None = None,
     *,
     threads: int = 1,
 ) -> CheckReport:
@@ -82,8 +85,8 @@ def check_export(
     """
     manifest = load_manifest(folder / MANIFEST_NAME)
     model_path, golden_path = folder / MODEL_NAME, folder / GOLDEN_NAME
-    _require_hash(model_path, manifest.model.sha256)
-    _require_hash(golden_path, manifest.golden.sha256)
+    require_hash(model_path, manifest.model.sha256)
+    require_hash(golden_path, manifest.golden.sha256)
     model = describe_onnx(model_path)
     session = open_session(model_path, threads=threads)
     _require_tensor("input", session.get_inputs(), manifest.model.input)
@@ -93,7 +96,7 @@ def check_export(
     accuracy = None if batches is None else onnx_accuracy(model_path, batches, threads=threads)
     promised = manifest.accuracy.test
     if accuracy is not None and promised is not None:
-        _require_accuracy(accuracy, promised.value, promised.n_images)
+        require_accuracy(accuracy, promised.value, promised.n_images)
     return CheckReport(
         onnx_sha256=model.sha256,
         size_bytes=model.size_bytes,
@@ -106,7 +109,8 @@ def check_export(
     )
 
 
-def _require_hash(path: Path, expected: str) -> None:
+def require_hash(path: Path, expected: str) -> None:
+    """Raise ExportError unless the file is there and has this SHA-256."""
     try:
         found = sha256_file(path)
     except FileNotFoundError:
@@ -130,20 +134,25 @@ def _require_tensor(role: str, found: list[Any], spec: TensorSpec) -> None:
         )
 
 
-def _golden_parity(session: Any, golden: Golden, manifest: Manifest) -> ParityReport:
+def require_golden_shape(golden: Golden, manifest: Manifest) -> None:
+    """Raise ExportError unless the golden images fit the model."""
     if list(golden.images.shape[1:]) != manifest.model.input.shape[1:]:
         raise ExportError(
             f"{GOLDEN_NAME} holds images {list(golden.images.shape[1:])}, the model takes "
             f"{manifest.model.input.shape[1:]}",
             hint=AGAIN,
         )
+
+
+def _golden_parity(session: Any, golden: Golden, manifest: Manifest) -> ParityReport:
+    require_golden_shape(golden, manifest)
     actual = run_one_by_one(session, golden.images)
     report = compare_logits(golden.logits, actual, tolerance=manifest.parity.tolerance)
     report.require(MODEL_NAME)
     return report
 
 
-def _require_accuracy(accuracy: Accuracy, promised: float, n_images: int) -> None:
+def require_accuracy(accuracy: Accuracy, promised: float, n_images: int) -> None:
     """Refuse another accuracy on as many images as the manifest's.
 
     Another version of onnxruntime rounds differently, which may flip an image or two on the border.

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from pipeline.export.check import CheckReport, check_export
+from pipeline.export.check import Batches, CheckReport, check_export
 
 
 def check_run(folder: Path, *, with_data: bool) -> CheckReport:
@@ -19,6 +19,11 @@ def check_run(folder: Path, *, with_data: bool) -> CheckReport:
     """
     if not with_data:
         return check_export(folder)
+    return check_export(folder, run_test_images(folder))
+
+
+def run_test_images(folder: Path) -> Batches:
+    """The run's own test images in batches. Raises DataError, ConfigError."""
     import torch
 
     from pipeline.data.dataset import load_dataset
@@ -28,8 +33,7 @@ def check_run(folder: Path, *, with_data: bool) -> CheckReport:
 
     source = read_source(str(folder))
     dataset = load_dataset(source.config.data, seed=source.config.seed, base=source.base)
-    batches = eval_batches(dataset, dataset.test, torch.device("cpu"))
-    return check_export(folder, arrays(batches))
+    return arrays(eval_batches(dataset, dataset.test, torch.device("cpu")))
 
 
 def render(report: CheckReport, console: Console) -> None:

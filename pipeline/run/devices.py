@@ -10,8 +10,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from device_agents.devices import DeviceSpec
-from device_agents.measurer import DeviceMeasurer, Progress
-from device_agents.reference import reference_for
+from device_agents.measuring.measurer import DeviceMeasurer, Progress
+from device_agents.measuring.reference import reference_for
 from latency_tables.arch import Arch
 from latency_tables.interchange import Header
 from latency_tables.onnx_writer import to_onnx

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Method = Literal["evolution", "random"]
+Measured = Literal["front", "all"]
 
 _QUANTILE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
 
@@ -45,6 +46,9 @@ class SearchConfig(_Section):
     """Draws allowed per wanted candidate before the next way of proposing is taken."""
     evaluations: int = Field(default=100, ge=1, le=10_000_000)
     """Candidates of method "random"."""
+    measure: Measured = "front"
+    """What is measured live: the front, while the search works with the table's predictions; or
+    all candidates, on the boards, while the host scores them."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

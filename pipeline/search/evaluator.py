@@ -143,6 +143,17 @@ class Evaluator:
         for candidate in candidates:
             self._screened[candidate.arch] = candidate
 
+    def rejudge(
+        self, candidate: Candidate, answers: Mapping[str, Estimate | DeviceError]
+    ) -> Candidate:
+        """The candidate with what devices answered in place of what was known before."""
+        if not answers:
+            return candidate
+        genes = self.cost_table.genes([candidate.arch])
+        excess = float(violations_by_cost(self.cost_table, genes, self.limits)[0])
+        latency = {**candidate.latency, **answers}
+        return judge(candidate.arch, candidate.costs, excess, latency, self.limits)
+
     def score(self, candidate: Candidate) -> tuple[Score, bool]:
         """Accuracy of a candidate, and whether it came from the cache."""
         key = self.space.canonical(candidate.arch)

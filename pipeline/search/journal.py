@@ -10,7 +10,7 @@ is done again.
 ``search`` (first)      schema and identity: what must be equal for the journal to be continued
 ``generation``          the candidates asked, with costs and latencies as they were screened
 ``score``               accuracy of one candidate of the generation above
-``measurement``         what a device said about one subnet of the front, live
+``measurement``         what a device said live about one subnet, while searching or of the front
 ======================  ==========================================================================
 """
 
@@ -20,7 +20,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from latency_tables.append_log import AppendLog, Line, damaged, read_log
 from latency_tables.arch import Arch
@@ -34,7 +34,10 @@ from latency_tables.estimate import Estimate
 from latency_tables.files import canonical_json
 from pipeline.search.evaluation import Candidate, Score
 
-SCHEMA = 1
+SCHEMA = 2
+
+Phase = Literal["search", "front"]
+"""When a subnet was measured: as a candidate, or again as a point of the front."""
 
 
 class Journal:
@@ -91,9 +94,9 @@ class Journal:
         scored = self._content.scores
         return list(scored[generation]) if generation < len(scored) else []
 
-    def measured(self, device: str, arch: Arch) -> list[Estimate | DeviceError]:
-        """Every live answer of a device about a subnet, in order."""
-        return list(self._content.measurements.get((device, arch), ()))
+    def measured(self, phase: Phase, device: str, arch: Arch) -> list[Estimate | DeviceError]:
+        """Every live answer of a device about a subnet in a phase, in order."""
+        return list(self._content.measurements.get((phase, device, arch), ()))
 
     # -- writing ----------------------------------------------------------------------------------
 
@@ -117,7 +120,9 @@ class Journal:
         )
         self._content.scores[generation].append(score)
 
-    def measurement(self, device: str, arch: Arch, result: Estimate | DeviceError) -> None:
+    def measurement(
+        self, phase: Phase, device: str, arch: Arch, result: Estimate | DeviceError
+    ) -> None:
         """Note what a device said; on disk after :meth:`sync`."""
         answer: dict[str, Any]
         if isinstance(result, Estimate):
@@ -131,8 +136,9 @@ class Journal:
                     "retryable": result.retryable,
                 }
             }
-        self._log.append({"kind": "measurement", "device": device, "arch": dict(arch), **answer})
-        self._content.measurements.setdefault((device, arch), []).append(result)
+        where = {"phase": phase, "device": device, "arch": dict(arch)}
+        self._log.append({"kind": "measurement", **where, **answer})
+        self._content.measurements.setdefault((phase, device, arch), []).append(result)
 
     def sync(self) -> None:
         """Return when everything written is on the disk."""
@@ -164,7 +170,7 @@ class Content:
     def __init__(self, path: Path, lines: Sequence[Line]) -> None:
         self.generations: list[list[Candidate]] = []
         self.scores: list[list[Score]] = []
-        self.measurements: dict[tuple[str, Arch], list[Estimate | DeviceError]] = {}
+        self.measurements: dict[tuple[Phase, str, Arch], list[Estimate | DeviceError]] = {}
         read = {
             "generation": self._generation,
             "score": self._score,
@@ -196,7 +202,9 @@ class Content:
         self.scores[generation].append(Score(**data["score"]))
 
     def _measurement(self, data: dict[str, Any]) -> None:
-        key = (str(data["device"]), Arch.from_dict(data["arch"]))
+        if data["phase"] not in ("search", "front"):
+            raise ValueError(f"there is no phase {data['phase']!r}")
+        key = (data["phase"], str(data["device"]), Arch.from_dict(data["arch"]))
         result: Estimate | DeviceError
         if "estimate" in data:
             result = Estimate.from_dict(data["estimate"])

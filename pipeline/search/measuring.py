@@ -47,12 +47,12 @@ class LiveMeasurer:
                     break
                 self._tell(device, len(answers) - len(waiting), len(answers))
                 for arch, result in zip(waiting, source(waiting), strict=True):
-                    self.journal.measurement(device, arch, result)
+                    self.journal.measurement("front", device, arch, result)
                 self.journal.sync()
                 answered = sum(self._answered(device, arch) for arch in answers)
                 self._tell(device, answered, len(answers))
             for arch in answers:
-                answers[arch][device] = self.journal.measured(device, arch)[-1]
+                answers[arch][device] = self.journal.measured("front", device, arch)[-1]
         return answers
 
     def _tell(self, device: str, answered: int, asked: int) -> None:
@@ -61,4 +61,4 @@ class LiveMeasurer:
 
     def _answered(self, device: str, arch: Arch) -> bool:
         """Whether the journal holds a latency, or a failure that is the subnet's own."""
-        return any(is_answer(result) for result in self.journal.measured(device, arch))
+        return any(is_answer(result) for result in self.journal.measured("front", device, arch))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from latency_tables.errors import LimitError
@@ -17,6 +17,7 @@ from pipeline.search.config import SearchConfig
 from pipeline.search.evaluation import Candidate, Evaluation
 from pipeline.search.evaluator import Evaluator
 from pipeline.search.evolution import EvolutionSearch
+from pipeline.search.in_loop import InLoop
 from pipeline.search.journal import Journal
 from pipeline.search.random_search import RandomSearch
 from pipeline.search.searcher import Propose, Searcher
@@ -92,6 +93,7 @@ def search(
     evaluator: Evaluator,
     journal: Journal,
     *,
+    in_loop: InLoop | None = None,
     n_total: int = 0,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> SearchResult:
@@ -101,6 +103,7 @@ def search(
         searcher: fresh; the journal's generations are told to it first.
         evaluator: screens and scores.
         journal: open; belongs to this search.
+        in_loop: measures every candidate while it is scored; without it, latencies stay predicted.
         n_total: planned number of candidates, for the progress.
         on_progress: called after every candidate.
 
@@ -123,6 +126,8 @@ def search(
             journal.asked(generation, candidates)
         else:
             evaluator.adopt(candidates)
+        if in_loop is not None:
+            in_loop.begin(generation, candidates)
         known = journal.scores(generation)
         replayed += len(known)
         evaluations: list[Evaluation] = []
@@ -147,6 +152,11 @@ def search(
                     )
                 )
         journal.sync()
+        if in_loop is not None:
+            measured = in_loop.finish(candidates)
+            evaluations = [
+                replace(e, candidate=c) for e, c in zip(evaluations, measured, strict=True)
+            ]
         searcher.tell(evaluations)
     if not searcher.archive:
         raise nothing_feasible(evaluator)

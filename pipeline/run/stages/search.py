@@ -1,13 +1,15 @@
 """Stage ``search``: evolve subnets under the limits, measure the front, name the winner.
 
-While it runs, latencies come from the run's frozen table and the model fitted on it; the journal
-``search.jsonl`` holds every score and measurement before the searcher is told of it.
+While it runs, latencies come from the run's frozen table and the model fitted on it, and with
+``measure = "all"`` from the boards themselves; the journal ``search.jsonl`` holds every score and
+measurement before the searcher is told of it, ``boards.jsonl`` what boards finished meanwhile.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +23,7 @@ from latency_tables.oracle import Oracle
 from latency_tables.records import Measurement
 from latency_tables.store import TableStore
 from pipeline.randomness import numpy_generator
+from pipeline.run.background import background_sources
 from pipeline.run.context import RunContext
 from pipeline.run.devices import RunDevice, reference_of
 from pipeline.run.stage import Stage
@@ -28,6 +31,7 @@ from pipeline.run.stages.table import load_limits, write_records
 from pipeline.search.evaluation import Evaluation
 from pipeline.search.evaluator import Evaluator, LatencySource
 from pipeline.search.front import Front, choose_winner
+from pipeline.search.in_loop import InLoop
 from pipeline.search.journal import Journal
 from pipeline.search.limits import Limit
 from pipeline.search.measuring import LiveMeasurer
@@ -76,7 +80,8 @@ def run_search(context: RunContext) -> None:
         }
         identity["table"] = sha256_file(context.folder.file("table.jsonl"))
         with Journal.open(context.folder.file("search.jsonl"), identity) as journal:
-            archive = _search(context, evaluator, journal, models)
+            with _loop(context, evaluator, journal) as in_loop:
+                archive = _search(context, evaluator, journal, models, in_loop)
             front = _measure_front(context, archive, journal, limits)
     front.write(context.folder.file("front.json"))
     _freeze_measurements(context, front)
@@ -115,8 +120,24 @@ def _predictions(
     return sources
 
 
+@contextmanager
+def _loop(context: RunContext, evaluator: Evaluator, journal: Journal) -> Iterator[InLoop | None]:
+    """What measures every candidate, where the run asks for that."""
+    if context.config.search.measure != "all":
+        yield None
+        return
+    file = context.folder.file("boards.jsonl")
+    warn = context.reporter.warn
+    with background_sources(context.devices, journal=file, on_note=warn) as sources:
+        yield InLoop(sources=sources, evaluator=evaluator, journal=journal)
+
+
 def _search(
-    context: RunContext, evaluator: Evaluator, journal: Journal, models: dict[str, LatencyModel]
+    context: RunContext,
+    evaluator: Evaluator,
+    journal: Journal,
+    models: dict[str, LatencyModel],
+    in_loop: InLoop | None,
 ) -> tuple[Evaluation, ...]:
     config = context.config.search
     searcher = make_searcher(
@@ -133,7 +154,14 @@ def _search(
             note = "" if best is None else f"best {best.accuracy:.2%}"
             advance(progress.n_done, progress.n_total, note)
 
-        result = search(searcher, evaluator, journal, n_total=config.n_candidates, on_progress=show)
+        result = search(
+            searcher,
+            evaluator,
+            journal,
+            in_loop=in_loop,
+            n_total=config.n_candidates,
+            on_progress=show,
+        )
     ended = ", no further network keeps the limits" if result.exhausted else ""
     context.reporter.say(
         f"  {result.n_evaluated} candidates ({result.n_scored} scored now, "
@@ -226,6 +254,6 @@ SEARCH = Stage(
     },
     needs=("table", "train"),
     outputs=("front.json", "front.jsonl"),
-    working=("search.jsonl",),
+    working=("search.jsonl", "boards.jsonl"),
     lineage=_lineage,
 )

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from device_agents.measurer import Progress
+from device_agents.measuring.measurer import Progress
 from latency_tables import gates
 from latency_tables.arch import Arch
 from latency_tables.errors import LimitError, MissingLatencyError

@@ -170,9 +170,22 @@ def test_an_unknown_device_names_those_that_exist(capsys):
     assert "local" in capsys.readouterr().err
 
 
-def test_devices_list_prints_json(capsys):
+def test_devices_list_prints_json(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    (tmp_path / "devices.toml").write_text(
+        '[[device]]\nname = "pi"\nhost = "10.0.0.8"\nport = 22\n'
+    )
     assert run_cli(["devices", "list", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == [{"name": "local", "transport": "local"}]
+    board, local = sorted(
+        json.loads(capsys.readouterr().out), key=lambda row: row["name"] == "local"
+    )
+    assert (board["name"], board["address"], board["file"]) == (
+        "pi",
+        "ssh 10.0.0.8:22",
+        "devices.toml",
+    )
+    assert (local["name"], local["transport"], local["file"]) == ("local", "local", None)
 
 
 def test_ctrl_c_says_that_nothing_is_lost(monkeypatch, capsys):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import getpass
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,13 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 from latency_tables.errors import ConfigError, ExportError, LimitError
+from latency_tables.onnx_writer import to_onnx
 from pipeline.export.convert_down import convert_down
 from pipeline.export.onnx_export import export_subnet, fold_batch_norms
 from pipeline.export.onnx_file import check_size, describe_onnx
+from pipeline.export.record import graph_of
 from pipeline.onnx_runtime import open_session, run_one_by_one
+from pipeline.spaces import load_space
 
 
 def small_network() -> nn.Sequential:
@@ -171,3 +175,17 @@ def test_weights_outside_the_file_are_refused(bundle, tmp_path: Path) -> None:
     onnx.save(model, path, save_as_external_data=True, location="../../etc/passwd.bin"[-8:])
     with pytest.raises(ExportError, match="outside"):
         describe_onnx(path)
+
+
+@pytest.mark.parametrize("name", ["nasbench_macro", "shufflenetv2"])
+def test_the_exported_file_has_the_operators_of_the_measured_candidate(
+    name: str, tmp_path: Path
+) -> None:
+    """What the search measured and what is deployed must be equally fast."""
+    space = load_space(name, preset="tiny", input_shape=(1, 8, 8), n_classes=10)
+    arch = space.sample(np.random.default_rng(0))
+    exported = export_subnet(space.network(arch), (1, 8, 8), tmp_path / "subnet.onnx")
+    candidate = onnx.ModelProto()
+    candidate.ParseFromString(to_onnx(graph_of(space, arch)).model)
+    measured = Counter(node.op_type for node in candidate.graph.node)
+    assert exported.operator_histogram == dict(measured)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from latency_tables.estimate import Estimate
 from pipeline.search.config import SearchConfig
 from pipeline.search.evaluation import Score
 from pipeline.search.evaluator import Evaluator
+from pipeline.search.in_loop import BackgroundSource, InLoop
 from pipeline.search.journal import Journal
 from pipeline.search.limits import Limit
 from pipeline.search.run_search import (
@@ -103,13 +104,21 @@ class World:
         seed: int = 0,
         on_progress: Callable[[Progress], None] | None = None,
         evaluator: Evaluator | None = None,
+        boards: Mapping[str, BackgroundSource] | None = None,
         **options: Any,
     ) -> SearchResult:
         evaluator = evaluator or self.evaluator(*limits)
         searcher = make_searcher(config, evaluator, seed=seed, **options)
         identity = search_identity(config, evaluator, seed=seed, space_id="world")
         with Journal.open(path, identity) as journal:
-            return search(searcher, evaluator, journal, on_progress=on_progress)
+            loop = InLoop(sources=boards or {}, evaluator=evaluator, journal=journal)
+            return search(
+                searcher,
+                evaluator,
+                journal,
+                in_loop=loop if boards else None,
+                on_progress=on_progress,
+            )
 
 
 def estimate(latency_ms: float, *, source: Any = "measured", spread: float = 0.1) -> Estimate:

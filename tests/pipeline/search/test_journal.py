@@ -134,13 +134,16 @@ def test_a_score_is_in_the_file_before_the_next_one_is_asked_for(make_world, jou
 def test_answers_of_devices_survive_closing(world, journal_path, make_estimate):
     arch = world.table.minimum("macs")[1]
     with Journal.open(journal_path, {}) as journal:
-        journal.measurement("board", arch, MeasurementError("OOM", "too big", blames="candidate"))
-        journal.measurement("board", arch, make_estimate(2.5))
+        journal.measurement(
+            "front", "board", arch, MeasurementError("OOM", "too big", blames="candidate")
+        )
+        journal.measurement("front", "board", arch, make_estimate(2.5))
     with Journal.open(journal_path, {}) as journal:
-        error, latency = journal.measured("board", arch)
+        error, latency = journal.measured("front", "board", arch)
         assert (error.code, error.message, error.blames) == ("OOM", "too big", "candidate")
         assert latency == make_estimate(2.5)
-        assert journal.measured("other", arch) == []
+        assert journal.measured("front", "other", arch) == []
+        assert journal.measured("search", "board", arch) == []
 
 
 def test_every_line_is_plain_json(finished):
