@@ -31,6 +31,7 @@ import time
 from typing import Any, Callable, Dict, List, Optional
 
 from device_agents.board import extensions, housekeeping, workdir
+from device_agents.board.alone import run_alone
 from device_agents.board.clocks import restore
 from device_agents.board.descendants import adopt_orphans
 from device_agents.board.frames import (
@@ -42,7 +43,7 @@ from device_agents.board.frames import (
     failure,
 )
 from device_agents.board.lease import Lease, LeaseChanged, Leased, LeaseLost, UnsafeFile
-from device_agents.board.rounds import Round, RoundFailed, child_task
+from device_agents.board.rounds import Round, RoundFailed
 from device_agents.board.supervise import Stopped, Supervisor
 from device_agents.board.system import Tree, boot_id, identify, snapshot
 
@@ -308,7 +309,7 @@ class Agent:
 
     def measure(self, request: Json) -> Json:
         """One round of a batch; each net is told as an event, evidence in the answer."""
-        self._check_cores(request["cores"])
+        self.check_cores(request["cores"])
         result = Round(self.supervisor, request, self.event).run()
         return dict(
             result,
@@ -318,23 +319,9 @@ class Agent:
 
     def peak_memory(self, request: Json) -> Json:
         """Peak resident memory of one net in a child of its own."""
-        self._check_cores(request["cores"])
-        found: Json = {}
-        ending = self.supervisor.run(
-            child_task(request, "memory", request["nets"][:1]),
-            lambda event, data: found.update(data) if event == "done" else None,
-            start_timeout_s=request["start_timeout_s"],
-            step_timeout_s=request["net_timeout_s"],
-            memory_limit_bytes=request.get("memory_limit_bytes") or 0,
-        )
-        if ending.fatal:
-            raise RoundFailed(ending.fatal["code"], ending.fatal["message"])
-        if not ending.clean:
-            error = {"code": ending.code, "message": "it " + ending.message, "blames": "candidate"}
-            return {"error": error}
-        return found
+        return run_alone(self, request, "memory")
 
-    def _check_cores(self, cores: List[int]) -> None:
+    def check_cores(self, cores: List[int]) -> None:
         """Refuse cores that do not exist here and move this process off the timed ones."""
         if not cores:
             raise ValueError("no cores given")

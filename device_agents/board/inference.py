@@ -11,7 +11,7 @@ import os
 from time import monotonic
 from typing import Any, Callable, Dict
 
-from device_agents.board.rounds import RoundFailed, child_task
+from device_agents.board.alone import run_alone
 
 ALIVE_S = 1.0
 
@@ -22,22 +22,7 @@ def operations(agent: Any) -> Dict[str, Callable[[Json], Json]]:
     """What the agent can be asked."""
 
     def infer(request: Json) -> Json:
-        found: Json = {}
-        task = child_task(request, "inference", request["nets"][:1])
-        task["inputs"] = str(request["inputs"])
-        ending = agent.supervisor.run(
-            task,
-            lambda event, data: found.update(data) if event == "done" else None,
-            start_timeout_s=request["start_timeout_s"],
-            step_timeout_s=request["net_timeout_s"],
-            memory_limit_bytes=request.get("memory_limit_bytes") or 0,
-        )
-        if ending.fatal:
-            raise RoundFailed(ending.fatal["code"], ending.fatal["message"])
-        if not ending.clean:
-            error = {"code": ending.code, "message": "it " + ending.message, "blames": "candidate"}
-            return {"error": error}
-        return found
+        return run_alone(agent, request, "inference", inputs=str(request["inputs"]))
 
     return {"infer": infer}
 

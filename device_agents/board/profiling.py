@@ -11,7 +11,7 @@ from statistics import median
 from time import perf_counter_ns
 from typing import Any, Callable, Dict, List
 
-from device_agents.board.rounds import RoundFailed, child_task
+from device_agents.board.alone import run_alone
 
 MAX_OPERATORS = 300
 """Operators told one by one; the rest is summed up, so that an answer fits into a frame."""
@@ -25,31 +25,9 @@ Json = Dict[str, Any]
 def operations(agent: Any) -> Dict[str, Callable[[Json], Json]]:
     """What the agent can be asked."""
 
-    def run(what: str, request: Json) -> Json:
-        found: Json = {}
-        task = child_task(request, "profiling", request["nets"][:1])
-        task.update(
-            what=what,
-            provider=request.get("provider"),
-            runtime_options=request.get("runtime_options"),
-        )
-        ending = agent.supervisor.run(
-            task,
-            lambda event, data: found.update(data) if event == "done" else None,
-            start_timeout_s=request["start_timeout_s"],
-            step_timeout_s=request["net_timeout_s"],
-            memory_limit_bytes=request.get("memory_limit_bytes") or 0,
-        )
-        if ending.fatal:
-            raise RoundFailed(ending.fatal["code"], ending.fatal["message"])
-        if not ending.clean:
-            error = {"code": ending.code, "message": "it " + ending.message, "blames": "candidate"}
-            return {"error": error}
-        return found
-
     return {
-        "inspect": lambda request: run("inspect", request),
-        "profile": lambda request: run("profile", request),
+        "inspect": lambda request: run_alone(agent, request, "profiling", what="inspect"),
+        "profile": lambda request: run_alone(agent, request, "profiling", what="profile"),
     }
 
 

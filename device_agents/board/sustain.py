@@ -12,7 +12,7 @@ from statistics import median
 from time import perf_counter_ns
 from typing import Any, Callable, Dict, List
 
-from device_agents.board.rounds import RoundFailed, child_task
+from device_agents.board.alone import run_alone
 from device_agents.board.system import Tree, cooling_devices, policies, thermal_zones
 
 MAX_SECONDS = 24 * 3600.0
@@ -39,11 +39,6 @@ def sustain(agent: Any, request: Json) -> Json:
                 seconds, period_s, MAX_SECONDS, MAX_PERIODS
             )
         )
-    task = dict(
-        child_task(request, "sustain", request["nets"][:1]), seconds=seconds, period_s=period_s
-    )
-    told: Json = {}
-
     sampler = _sampler(agent.tree)
 
     def on_event(event: str, data: Json) -> None:
@@ -51,25 +46,21 @@ def sustain(agent: Any, request: Json) -> Json:
             sampler.start()
         elif event == "period":
             agent.event("period", dict(data, **state(agent.tree)))
-        elif event == "done":
-            told.update(data)
 
-    agent._check_cores(request["cores"])
     try:
-        ending = agent.supervisor.run(
-            task,
+        told = run_alone(
+            agent,
+            request,
+            "sustain",
             on_event,
-            start_timeout_s=request["start_timeout_s"],
-            step_timeout_s=request["net_timeout_s"] + 2 * period_s,
-            memory_limit_bytes=request.get("memory_limit_bytes") or 0,
+            patience_s=2 * period_s,
+            seconds=seconds,
+            period_s=period_s,
         )
     finally:
         sampled = sampler.stop() if sampler is not None else {}
-    if ending.fatal:
-        raise RoundFailed(ending.fatal["code"], ending.fatal["message"])
-    if not ending.clean:
-        error = {"code": ending.code, "message": "it " + ending.message, "blames": "candidate"}
-        return {"error": error}
+    if "error" in told:
+        return told
     return dict(told, energy=sampled.get("energy"))
 
 
