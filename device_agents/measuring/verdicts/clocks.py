@@ -13,6 +13,9 @@ OUTSIDE_WARN = 0.005
 MISMATCH_WARN = 0.02
 SAMPLED_WARN = 0.005
 CLOCK_TOLERANCE = 0.01
+UNHELD = 0.01
+"""Assumed effect of a clock that nobody holds: what differs between days on such a board is more
+than a session shows, and what a session does show is DRIFT or FREQ_CHANGED."""
 
 
 def clock_changes(
@@ -120,13 +123,13 @@ def uncontrolled_governors(after: Snapshot, cores: Sequence[int]) -> list[Findin
     policies = [p for p in after.get("policies") or [] if concerns(p, cores)]
     if not policies:
         evidence = "this machine shows no cpufreq policy (virtual machine?)"
-        return [Finding(code="UNCONTROLLED_GOV", evidence=evidence)]
+        return [Finding(code="UNCONTROLLED_GOV", evidence=evidence, size=UNHELD)]
     found = []
     for policy in policies:
         fixed = policy.get("min_khz") and policy.get("min_khz") == policy.get("max_khz")
         if policy.get("governor") not in FIXED_GOVERNORS and not fixed:
             evidence = f"governor of {policy.get('name')} is {policy.get('governor')}"
-            found.append(Finding(code="UNCONTROLLED_GOV", evidence=evidence))
+            found.append(Finding(code="UNCONTROLLED_GOV", evidence=evidence, size=UNHELD))
     return found
 
 
@@ -143,12 +146,13 @@ def uncontrolled_devfreq(after: Snapshot, *, npu: bool) -> list[Finding]:
     for kind, code in wanted:
         matching = [device for device in devices if _is(device, kind)]
         if not matching:
-            found.append(Finding(code=code, evidence=f"the kernel shows no clock of the {kind}"))
+            evidence = f"the kernel shows no clock of the {kind}"
+            found.append(Finding(code=code, evidence=evidence, size=UNHELD))
         for device in matching:
             fixed = device.get("min_hz") and device.get("min_hz") == device.get("max_hz")
             if device.get("governor") not in FIXED_GOVERNORS and not fixed:
                 evidence = f"governor of {device.get('name')} is {device.get('governor')}"
-                found.append(Finding(code=code, evidence=evidence))
+                found.append(Finding(code=code, evidence=evidence, size=UNHELD))
     return found
 
 

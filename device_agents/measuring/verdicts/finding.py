@@ -13,7 +13,14 @@ from device_agents.measuring.profiles import Profile
 from latency_tables.records import Verdict
 
 MAX_WIDENING = 0.5
-WIDENING = ("DRIFT", "TREND")
+WIDENING = (
+    "DRIFT",
+    "TREND",
+    "INTERFERENCE",
+    "UNCONTROLLED_GOV",
+    "UNCONTROLLED_DMC",
+    "UNCONTROLLED_NPU",
+)
 """Codes whose size is an error of the latency itself; a profile that widens adds them."""
 
 Snapshot = dict[str, Any]

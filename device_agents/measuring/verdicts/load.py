@@ -29,13 +29,14 @@ def other_load(child: ChildEvidence, cores: Sequence[int]) -> list[Finding]:
     if others > OTHERS_WARN * timed["total"] + 2:
         share = others / timed["total"]
         evidence = f"other processes used {share:.0%} of the timed cores"
-        found.append(Finding(code="INTERFERENCE", evidence=evidence))
+        found.append(Finding(code="INTERFERENCE", evidence=evidence, size=share))
     if rest["busy"] > NEIGHBOURS_WARN * rest["total"] + 2:
         evidence = f"the other cores were {rest['busy'] / rest['total']:.0%} busy"
         found.append(Finding(code="INTERFERENCE", evidence=evidence))
     if timed["steal"] > STEAL_WARN * timed["total"] + 2:
-        evidence = f"the hypervisor took {timed['steal'] / timed['total']:.0%} of the timed cores"
-        found.append(Finding(code="INTERFERENCE", evidence=evidence))
+        share = timed["steal"] / timed["total"]
+        evidence = f"the hypervisor took {share:.0%} of the timed cores"
+        found.append(Finding(code="INTERFERENCE", evidence=evidence, size=share))
     return found
 
 

@@ -28,6 +28,7 @@ from device_agents.measuring.verdicts import (
     to_quarantine,
     trend,
 )
+from device_agents.measuring.verdicts.load import other_load
 from device_agents.measuring.verdicts.numbers import two_groups
 from tests.device_agents.rounds import make_round
 
@@ -554,3 +555,24 @@ def test_heat_governor_and_load_do_not_change_the_identity_but_another_board_doe
     warm = {f"{ZONE}/temp": "80000", f"{BIG}/scaling_governor": "ondemand", "proc/loadavg": "9 9 9"}
     assert identity(dict(warm)) == usual
     assert identity({"proc/device-tree/serial-number": "decade"}) != usual
+
+
+def test_quick_widens_by_what_others_took_and_by_clocks_that_nobody_holds() -> None:
+    found = [
+        Finding(code="INTERFERENCE", evidence="others", size=0.08),
+        Finding(code="UNCONTROLLED_GOV", evidence="ondemand", size=0.01),
+    ]
+    assert judge(found, PROFILES["quick"])[1] == pytest.approx(0.09)
+    assert judge(found, PROFILES["screening"])[1] == 0
+
+
+def test_time_that_others_took_of_the_timed_cores_is_the_size_of_interference() -> None:
+    evidence = ChildEvidence(
+        before={"cpu_ticks": {"0": {"busy": 0, "steal": 0, "total": 0}}, "ticks_per_s": 100},
+        after={"cpu_ticks": {"0": {"busy": 600, "steal": 0, "total": 1000}}, "ticks_per_s": 100},
+        cpu_s=5.0,
+        clock_khz={},
+        references=(),
+    )
+    (finding,) = other_load(evidence, [0])
+    assert finding.size == pytest.approx(0.1)
