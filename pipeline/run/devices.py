@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from device_agents.devices import DeviceSpec
 from device_agents.measuring.measurer import DeviceMeasurer, Progress
+from device_agents.measuring.pool import Member, Pool
 from device_agents.measuring.reference import reference_for
 from latency_tables.arch import Arch
 from latency_tables.interchange import Header
@@ -153,6 +155,65 @@ class RunDevice:
     def _keep(self, records: list[Measurement]) -> None:
         """Store each batch as soon as it ends, so that a kill loses at most one batch."""
         self.store.add_all(records)
+
+
+def measure_on_all(
+    wanted: Sequence[tuple[RunDevice, Sequence[Arch]]],
+    on_progress: Callable[[Progress], None],
+    on_note: Callable[[str], None],
+) -> None:
+    """Measure on every device what it is asked for; all records are in the live table then.
+
+    Several boards measure at the same time, this machine by itself.
+
+    Raises:
+        DeviceError: a device failed for good; what was measured is kept.
+    """
+    asked = [(device, archs) for device, archs in wanted if archs]
+    boards = [(d, archs) for d, archs in asked if not d.measurer.transport.exclusive]
+    for device, archs in asked if len(boards) < 2 else [a for a in asked if a not in boards]:
+        device.measure(archs, on_progress)
+    if len(boards) < 2:
+        return
+    shared = _Sum(on_progress)
+    for device, _ in boards:
+        device.measurer.on_progress = shared.of(device.name)
+    members = {device.name: Member(device.measurer) for device, _ in boards}
+    try:
+        with Pool(members, on_note=on_note) as pool:
+            tickets = [
+                pool.submit([measure_job(d.space, arch) for arch in archs], to=d.name)
+                for d, archs in boards
+            ]
+            for ticket in tickets:
+                pool.collect(ticket)
+    finally:
+        for device, _ in boards:
+            device.measurer.on_progress = None
+
+
+class _Sum:
+    """Progress of several devices as one."""
+
+    def __init__(self, on_progress: Callable[[Progress], None]) -> None:
+        self.on_progress = on_progress
+        self._latest: dict[str, Progress] = {}
+        self._lock = threading.Lock()
+
+    def of(self, name: str) -> Callable[[Progress], None]:
+        """What the device ``name`` tells its progress."""
+
+        def tell(progress: Progress) -> None:
+            with self._lock:
+                self._latest[name] = progress
+                known = list(self._latest.values())
+                note = f"{name}: {progress.note}" if progress.note else ""
+                total = Progress(
+                    done=sum(p.done for p in known), total=sum(p.total for p in known), note=note
+                )
+                self.on_progress(total)
+
+        return tell
 
 
 def reference_of(records: Sequence[Measurement]) -> float | None:

@@ -31,6 +31,7 @@ from pipeline.run.devices import (
     RunDevice,
     closest_sessions,
     drifted_networks,
+    measure_on_all,
     table_header,
 )
 from pipeline.run.stage import Stage
@@ -74,7 +75,7 @@ def run_table(context: RunContext) -> None:
         DeviceError: a device failed; what was measured is kept.
     """
     archs = plan_networks(context, context.config.latency.samples)
-    records = {d.name: _measure(context, d, archs) for d in context.devices}
+    records = _measure(context, archs)
     models = {
         name: LatencyModel.fit_measurements(context.cost_table, found)
         for name, found in records.items()
@@ -99,41 +100,48 @@ def write_records(context: RunContext, name: str, records: Sequence[Measurement]
     write_table(context.folder.file(name), header, devices, records)
 
 
-def _measure(context: RunContext, device: RunDevice, archs: Sequence[Arch]) -> list[Measurement]:
-    """One record per network on one device; measures those that the live table lacks.
+def _measure(context: RunContext, archs: Sequence[Arch]) -> dict[str, list[Measurement]]:
+    """One record per network, by device; measures those that the live table lacks, boards at once.
 
     Networks whose batch just saw the device much slower or faster than the others did are measured
     once more; of several sessions the one closest to the device's usual state counts.
     """
-    missing = device.missing(archs)
-    if len(missing) < len(archs):
-        context.reporter.say(
-            f"  {len(archs) - len(missing)} of {len(archs)} networks are in the table of "
-            f"{device.name} already"
-        )
-    with context.reporter.bar(f"on {device.name}") as advance:
+    missing = [(device, device.missing(archs)) for device in context.devices]
+    for device, lacking in missing:
+        if len(lacking) < len(archs):
+            context.reporter.say(
+                f"  {len(archs) - len(lacking)} of {len(archs)} networks are in the table of "
+                f"{device.name} already"
+            )
+    with context.reporter.bar(f"on {', '.join(d.name for d in context.devices)}") as advance:
 
         def show(progress: Progress) -> None:
             advance(progress.done, progress.total, progress.note)
 
-        if missing:
-            device.measure(missing, show)
-        records = device.records(archs)
-        if not records:
-            raise MissingLatencyError(
-                f"not one of {len(archs)} networks could be measured on {device.name!r}",
-                hint=f"hilnas devices probe {device.name}",
-            )
-        fresh = {net_id(context.space, arch): arch for arch in missing}
-        drifted = [fresh[net] for net in drifted_networks(records) if net in fresh]
-        if drifted:
-            context.reporter.say(
-                f"  {len(drifted)} networks met {device.name} in another state than the others; "
-                "measuring them again"
-            )
-            device.measure(drifted, show)
-            records = device.records(archs)
-    return closest_sessions(records)
+        measure_on_all(missing, show, context.reporter.warn)
+        drifted = [(device, _drifted(context, device, new, archs)) for device, new in missing]
+        for device, again in drifted:
+            if again:
+                context.reporter.say(
+                    f"  {len(again)} networks met {device.name} in another state than the others; "
+                    "measuring them again"
+                )
+        measure_on_all(drifted, show, context.reporter.warn)
+    return {device.name: closest_sessions(device.records(archs)) for device in context.devices}
+
+
+def _drifted(
+    context: RunContext, device: RunDevice, fresh: Sequence[Arch], archs: Sequence[Arch]
+) -> list[Arch]:
+    """Those of ``fresh`` that met the device in another state than ``archs`` did."""
+    records = device.records(archs)
+    if not records:
+        raise MissingLatencyError(
+            f"not one of {len(archs)} networks could be measured on {device.name!r}",
+            hint=f"hilnas devices doctor {device.name}",
+        )
+    by_net = {net_id(context.space, arch): arch for arch in fresh}
+    return [by_net[net] for net in drifted_networks(records) if net in by_net]
 
 
 def _limits(
