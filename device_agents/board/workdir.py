@@ -2,8 +2,10 @@
 
 ``blobs/<sha256>``  files that were sent; the ones unused for longest are removed first
 ``run/``            scratch of the children
+``incoming/``       files that are on their way
 ``site/``           Python packages for the board; ``site/current`` names the folder in use
-``lease`` …         see :mod:`device_agents.board.lease`
+``python-*/``       an interpreter that ``hilnas devices bootstrap --python-tar`` brought
+``lease``, ``guard``, ``reservation``: see :mod:`device_agents.board.lease`
 ``restore.json``    the clocks as they were before they were set, while they are
 """
 

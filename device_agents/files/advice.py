@@ -92,8 +92,12 @@ _VERDICTS: dict[str, tuple[str, str]] = {
         "trust the milliseconds, not the clock; compare boards by ratio_to_reference",
     ),
     "HOT": (
-        "the board was warmer than devices.toml allows, so it may throttle",
+        "rounds began warmer than the first ones of the session, so they may be slower",
         "let it cool down, or add cooling",
+    ),
+    "COLD": (
+        "rounds began colder than the first ones of the session, so they may be faster",
+        "measure again once its temperature is steady",
     ),
     "NPU_FLUCTUATION": (
         "the NPU's own times scatter while the rest is steady",

@@ -51,6 +51,7 @@ def list_devices(as_json: bool) -> None:
 @click.option("--tag", "tags", multiple=True, help="May be repeated.")
 @click.option("--pin", type=click.Choice(["big", "mid", "little"]), help="Cluster to measure on.")
 @click.option("--threads", type=click.IntRange(1, 1024))
+@click.option("--python", help="Interpreter on the board, else python3.")
 @click.option("--workdir", help="Absolute path on the board, as on its largest partition.")
 @click.option("--power", type=click.Choice(["observe", "direct", "sudo"]), help="Who sets clocks.")
 @click.option("--fingerprint", help="Trust this host key: SHA256:…, read on the board itself.")
@@ -145,7 +146,9 @@ def lock(name: str, minutes: float, reason: str) -> None:
     from device_agents.link import leases
     from device_agents.link.transports import make_transport
 
-    click.echo(str(leases.lock(make_transport(chosen_device(name)), "", minutes, reason)))
+    device = chosen_device(name)
+    holder = leases.lock(make_transport(device), "", minutes, reason, deadline_s=device.deadline_s)
+    click.echo(str(holder))
 
 
 @devices.command()
@@ -157,7 +160,8 @@ def unlock(name: str, token: str | None, force: bool) -> None:
     from device_agents.link import leases
     from device_agents.link.transports import make_transport
 
-    before = leases.unlock(make_transport(chosen_device(name)), token, force)
+    device = chosen_device(name)
+    before = leases.unlock(make_transport(device), token, force, deadline_s=device.deadline_s)
     for holder in (before.holder, before.reservation):
         if holder is not None:
             click.echo(f"was {holder}")
@@ -179,7 +183,7 @@ def restore(name: str) -> None:
     "--what",
     multiple=True,
     type=click.Choice(["blobs", "site", "scratch", "parts"]),
-    help="Only this; may be repeated. site: runtimes that bootstrap brought.",
+    help="Only this; may be repeated. site: runtimes that bootstrap has replaced.",
 )
 def clean(name: str, what: tuple[str, ...]) -> None:
     """Remove from a device what hilnas left there; nothing that is in use."""
@@ -190,5 +194,5 @@ def clean(name: str, what: tuple[str, ...]) -> None:
 
 
 def _ask(text: str) -> str:
-    answer: str = click.prompt(text, hide_input=True, err=True)
+    answer: str = click.prompt(text, hide_input=True, err=True, prompt_suffix="")
     return answer

@@ -277,10 +277,15 @@ def _winner(files: _Files) -> Winner | None:
 def _commands(folder: RunFolder, files: _Files) -> tuple[Command, ...]:
     if files.manifest is None:
         return (Command(text="hilnas run FOLDER", why="go on with this run"),)
+    boards = [f" --device {device.name}" for device in files.manifest.devices]
+    on = next((board for board in boards if board != " --device local"), "")
     return (
-        Command(text="hilnas check FOLDER", why="check the exported file again"),
         Command(
-            text="hilnas measure FOLDER/subnet.onnx --measuring strict",
+            text=f"hilnas check FOLDER{on}",
+            why="check the exported file again" + (" on its device" if on else ""),
+        ),
+        Command(
+            text=f"hilnas measure FOLDER/subnet.onnx{on} --measuring strict",
             why="measure it with the strict profile",
         ),
         Command(text="hilnas tables show", why="see what has been measured so far"),

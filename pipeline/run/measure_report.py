@@ -190,7 +190,8 @@ def _outputs(found: FileMeasurement, console: Console) -> None:
         for one in check.outputs
     ]
     header = ("output", "", "max abs error", "max rel error", "cosine", "")
-    console.print(_table(header, rows, left=(0, 1, 5)))
+    if rows:
+        console.print(_table(header, rows, left=(0, 1, 5)))
     if check.note:
         console.print(_safe(check.note))
 

@@ -21,6 +21,12 @@ def commands() -> list[list[str]]:
     return [shlex.split(line) for line in lines if line.startswith("hilnas ")]
 
 
+def board_commands() -> list[list[str]]:
+    """Commands that need a board: the ones with a prompt."""
+    lines = [line for block in blocks("console") for line in block.splitlines()]
+    return [shlex.split(line.removeprefix("$ ")) for line in lines if line.startswith("$ hilnas ")]
+
+
 def test_python_examples_are_true(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     parser, runner = doctest.DocTestParser(), doctest.DocTestRunner()

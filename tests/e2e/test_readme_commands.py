@@ -1,9 +1,34 @@
-"""The commands of the README, in its order, after its first one."""
+"""The commands of the README, in its order, after its first one.
+
+Those with a prompt need a board: a real SSH server on 127.0.0.1 stands in for it.
+"""
+
+import subprocess
+import sys
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
-from tests.docs.test_readme import commands
+from device_agents.inventory import change_device
+from tests.docs.test_readme import board_commands, commands
+from tests.e2e.conftest import Home
+from tests.fakes.ssh_servers import OpenSsh
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserOfBoards(Home):
+    """Works in the same folder, with ssh settings and keys of his own."""
+
+    @property
+    def environment(self):
+        inherited = Home(path=self.path).environment
+        inherited.pop("SSH_AUTH_SOCK", None)
+        return {
+            **inherited,
+            "HOME": str(self.path / "home"),
+            "XDG_CONFIG_HOME": str(self.path / "config"),
+        }
 
 
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
@@ -17,3 +42,38 @@ def test_the_command_works(finished, command):
             labels=labels,
         )
     finished.hilnas(*command[1:])
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory):
+    """What the README's alias leads to."""
+    with OpenSsh(tmp_path_factory.mktemp("board")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def user(finished, board):
+    """The user of the first command, whose ssh configuration knows the board."""
+    config = finished.path / "home" / ".ssh" / "config"
+    config.parent.mkdir(mode=0o700, parents=True)
+    config.write_text(
+        f"Host lab-rk3588\n  HostName 127.0.0.1\n  Port {board.port}\n  User {board.user}\n"
+        f"  IdentityFile {board.client_key}\n"
+    )
+    config.chmod(0o600)
+    return UserOfBoards(path=finished.path)
+
+
+def test_the_commands_for_a_board_work_in_their_order(user, board):
+    shown = board_commands()
+    assert [words[1:3] for words in shown[:2]] == [["devices", "add"], ["devices", "bootstrap"]]
+    listed = ["ssh-keygen", "-lf", f"{board.host_key}.pub"]
+    said = subprocess.run(listed, capture_output=True, text=True, check=True)
+    for words in shown:
+        if words[2] == "bootstrap":
+            # it downloads: tests/boards runs it for real. Here the Python of the tests takes the
+            # place of what it brings
+            change_device(user.path / "devices.toml", "rk3588-a", python=sys.executable)
+            continue
+        replaced = [said.stdout.split()[1] if "SHA256" in word else word for word in words[1:]]
+        user.hilnas(*replaced)

@@ -117,8 +117,8 @@ def two_groups(values: Floats, *, min_share: float = 0.2, min_size: float = 0.01
     ``min_size``, and hardly a value (5 %) in the middle third between the medians: a long tail
     fills it, two groups do not.
 
-    >>> two_groups(np.array([100.0, 101.0, 102.0] * 10 + [120.0, 121.0, 122.0] * 10))
-    0.18...
+    >>> two_groups(np.array([100.0, 101.0, 102.0] * 10 + [120.0, 121.0, 122.0] * 10)) > 0.1
+    True
     """
     if len(values) < _MIN_RUNS:
         return None
