@@ -28,7 +28,7 @@ import signal
 import sys
 import threading
 import time
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, NoReturn, Optional
 
 from device_agents.board import extensions, housekeeping, workdir
 from device_agents.board.alone import run_alone
@@ -94,14 +94,14 @@ class Agent:
                 free = name in READ_ONLY
                 self.operations.setdefault(name, operation if free else self._leased(operation))
 
-    def serve(self) -> int:
-        """Answer requests until ``bye`` or the end of stdin."""
+    def serve(self) -> NoReturn:
+        """Answer requests until ``bye`` or the end of stdin; ends the process."""
         for target in (self._read, self._beat, self._watch_host):
             threading.Thread(target=target, daemon=True).start()
         while True:
             request = self.requests.get()
             if request is None:
-                return 0
+                self.end()
             self.busy_with = request.get("id")
             self.send(self._answer(request))
             self.busy_with = None
@@ -209,7 +209,7 @@ class Agent:
             if patience and time.monotonic() - self._heard_s > patience:
                 self.end()
 
-    def end(self) -> None:
+    def end(self) -> NoReturn:
         """Kill the child, give clocks back and leave at once; the kernel frees the lease."""
         hurry = threading.Timer(END_S, os._exit, (1,))  # a disk that hangs does not keep us
         hurry.daemon = True
@@ -339,7 +339,7 @@ def _seconds(value: Any) -> float:
     return float(value)
 
 
-def main(protocol: Any, argv: List[str]) -> int:
+def main(protocol: Any, argv: List[str]) -> NoReturn:
     """Serve until the host says bye or vanishes."""
     parser = argparse.ArgumentParser(prog="agent")
     parser.add_argument("--workdir", required=True)
@@ -350,4 +350,4 @@ def main(protocol: Any, argv: List[str]) -> int:
     agent = Agent(protocol, archive, os.path.abspath(options.workdir), Tree(options.root))
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, lambda *_: agent.end())
-    return agent.serve()
+    agent.serve()

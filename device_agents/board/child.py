@@ -101,9 +101,10 @@ def _runtimes(task: Json, emit: Emit) -> None:
             found.append(runtime_module(name).describe())
         except ImportError:
             continue
-        except Exception:
+        except Exception as error:
             # a broken installation is worth telling: it is why the runtime is not offered
-            found.append({"name": name, "broken": traceback.format_exc(limit=1)[-500:]})
+            broken = "{}: {}".format(type(error).__name__, error)[:200]
+            found.append({"name": name, "broken": broken})
     emit("done", runtimes=found)
 
 

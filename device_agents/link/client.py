@@ -29,6 +29,8 @@ from latency_tables.errors import (
 Event = Callable[[str, dict[str, Any]], None]
 
 PING_S = 2.0
+LOST_S = 0.75
+"""What ending an agent may take that gave no sign of life."""
 START_S = 20.0
 """Patience until the first line of an agent: an interpreter that starts answers no pings."""
 MAX_LINES = 20_000
@@ -62,7 +64,7 @@ class AgentClient:
     ) -> None:
         self.channel, self.deadline_s = channel, deadline_s
         self._start_s = max(start_s, deadline_s)
-        self._heard_any = False
+        self._heard_any = self._silent = False
         self._ids = itertools.count(1)
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -97,16 +99,14 @@ class AgentClient:
             self._pinger.start()
 
     def close(self) -> None:
-        """Say bye and end the process."""
+        """End the process; an agent that gave no sign of life is not waited for.
+
+        The end of its stdin is what an agent ends by at once.
+        """
         self._stop.set()
-        try:
-            self.channel.send(encode({"v": PROTOCOL_VERSION, "id": _PING_ID, "op": "bye"}), 1.0)
-        except DeviceError:
-            pass  # it is gone already
-        finally:
-            self.channel.kill()
-            if self._pinger is not None and self._pinger is not threading.current_thread():
-                self._pinger.join(1.0)
+        self.channel.kill(LOST_S if self._silent else None)
+        if self._pinger is not None and self._pinger is not threading.current_thread():
+            self._pinger.join(1.0)
 
     def _ping_idle(self) -> None:
         while not self._stop.wait(PING_S):
@@ -133,6 +133,7 @@ class AgentClient:
         try:
             self.channel.send(line, min(timeout_s, self.deadline_s))
         except LinkLostError:
+            self.note_silence()
             wait.hear_last_words(identity)
             raise
         while True:
@@ -158,6 +159,10 @@ class AgentClient:
     def heard(self) -> None:
         """Note that the agent started."""
         self._heard_any = True
+
+    def note_silence(self) -> None:
+        """Note that nothing is to be awaited of the agent any more."""
+        self._silent = True
 
     def patience_s(self) -> float:
         """How long silence may last."""
@@ -195,6 +200,7 @@ class _Wait:
             self.silent_s += patience_s
             self.ping_in_s -= patience_s
             if self.silent_s >= self.client.patience_s() - 1e-6:
+                self.client.note_silence()
                 raise LinkLostError(
                     f"no sign of life for {self.silent_s:g} s while {self.operation!r} waits"
                 )

@@ -27,6 +27,7 @@ from latency_tables.files import replacing, sha256_bytes, sha256_file
 
 STDERR_KEPT = 64 * 1024
 STDERR_SHOWN = 4000
+LINGER_S = 2.0
 LINES_KEPT = 1000
 """Lines that may wait to be received; an agent that says more waits, too."""
 
@@ -198,7 +199,7 @@ class ProcessChannel:
         text = self._stderr.decode("utf-8", "replace").strip()[-600:]
         return f"{end}; it said: {text}" if text else end
 
-    def kill(self) -> None:
+    def kill(self, within_s: float | None = None) -> None:
         """Close stdin, which ends the agent and its children; then insist."""
         process = self._process
         self._closing.set()
@@ -206,7 +207,7 @@ class ProcessChannel:
             if process.stdin is not None:
                 process.stdin.close()
         try:
-            process.wait(2.0)
+            process.wait(LINGER_S if within_s is None else within_s / 2)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -19,7 +19,13 @@ from device_agents.board.frames import PROTOCOL_VERSION
 from device_agents.link.client import AgentClient, Event, clean_text
 from device_agents.link.transport import Transport
 from device_agents.link.zipapp import agent_archive
-from latency_tables.errors import DeviceError, LeasedError, LinkLostError, ProtocolError
+from latency_tables.errors import (
+    DeviceError,
+    LeasedError,
+    LinkLostError,
+    ProtocolError,
+    UnreachableError,
+)
 
 Sleep = Callable[[float], None]
 T = TypeVar("T")
@@ -27,6 +33,7 @@ T = TypeVar("T")
 CONNECT_S = 30.0
 PROBE_S = 90.0
 LEASE_POLL_S = 0.25
+FIRST_PAUSE_S, MAX_PAUSE_S = 0.5, 15.0
 HOST_SILENCE_S = 30.0
 """An agent that hears nothing for so long ends itself and its children."""
 
@@ -189,17 +196,25 @@ def with_retries(
     attempts: int,
     on_retry: Callable[[DeviceError], None],
     sleep: Sleep = time.sleep,
+    away_s: float = 0.0,
 ) -> T:
     """Do ``action``, again after a retryable DeviceError, with growing pauses.
 
-    Raises what the last attempt raised.
+    A device that cannot be reached at all is waited for, up to ``away_s`` in all, before that
+    counts as an attempt: boards take a minute to boot. Raises what the last attempt raised.
     """
-    for attempt in range(attempts):
+    failures, waited_s, pause_s = 0, 0.0, FIRST_PAUSE_S
+    while True:
         try:
             return action()
         except DeviceError as error:
-            if not error.retryable or isinstance(error, LeasedError) or attempt == attempts - 1:
+            if not error.retryable or isinstance(error, LeasedError):
+                raise
+            if not isinstance(error, UnreachableError) or waited_s >= away_s:
+                failures += 1
+            if failures >= attempts:
                 raise
             on_retry(error)
-            sleep(0.5 * 2**attempt)
-    raise AssertionError("attempts is at least 1")
+            sleep(pause_s)
+            waited_s += pause_s
+            pause_s = min(2 * pause_s, MAX_PAUSE_S)

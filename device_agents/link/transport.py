@@ -36,8 +36,12 @@ class Channel(Protocol):
         """The last of what it wrote to stderr, and how it ended if it did."""
         ...
 
-    def kill(self) -> None:
-        """End it now; does not raise where it already ended."""
+    def kill(self, within_s: float | None = None) -> None:
+        """End it now; does not raise where it already ended.
+
+        ``within_s`` bounds it where nothing is to be awaited of the device any more: the way to a
+        device that does not answer until then is closed.
+        """
         ...
 
 

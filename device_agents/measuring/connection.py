@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from device_agents.clocks import ClockControl
 
 ATTEMPTS = 3
+AWAY_S = 90.0
+"""How long a device that answered before is waited for: it may be booting."""
 
 T = TypeVar("T")
 
@@ -52,7 +54,7 @@ class Connection:
         self._sources: list[bytes | Path] = []
         self._clocks: ClockControl | None = None
         self._gates = self._fresh_gates()
-        self._stopped = False
+        self._stopped, self._was_open = False, False
 
     def stop(self) -> None:
         """Close, from any thread: what is under way fails and is not tried again."""
@@ -61,10 +63,11 @@ class Connection:
 
     def open(self) -> None:
         """Connect and begin a session with new gates. Raises DeviceError after three attempts."""
-        self._stopped = False
+        self._stopped, self._was_open = False, False
         self._sources.clear()
         self._gates = self._fresh_gates()
         self.again(lambda: None)
+        self._was_open = True
         for leftover in self.session.leftovers:
             self._tell(f"still runs on the device and may disturb: {leftover}")
         if self.session.hello.get("clocks_journal") and self.device.power == "observe":
@@ -87,7 +90,13 @@ class Connection:
                 self.session.close()  # the link is gone also where a transfer noticed it
                 raise
 
-        return with_retries(attempt, attempts=ATTEMPTS, on_retry=self._note, sleep=self._sleep)
+        return with_retries(
+            attempt,
+            attempts=ATTEMPTS,
+            on_retry=self._note,
+            sleep=self._sleep,
+            away_s=AWAY_S if self._was_open else 0.0,
+        )
 
     def put_all(self, sources: Sequence[bytes | Path]) -> list[str]:
         """Make files present with few round trips, and again after each connect; their names."""

@@ -155,7 +155,9 @@ class DeviceMeasurer:
     def probe(self) -> dict[str, Any]:
         """What the board says about itself, without control codes. Raises DeviceError."""
         with self.connected():
-            said: dict[str, Any] = clean_json(self.session.probe([self.device.runtime]))
+            said: dict[str, Any] = clean_json(
+                self.connection.again(lambda: self.session.probe([self.device.runtime]))
+            )
             return said
 
     def fingerprint(self) -> DeviceFingerprint:

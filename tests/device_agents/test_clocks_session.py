@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +14,7 @@ from device_agents.devices import DeviceSpec
 from device_agents.link.local import LocalTransport
 from device_agents.link.session import Session
 from latency_tables.errors import LinkLostError
+from tests.device_agents.agents import kill_agent
 from tests.fakes.board_tree import BoardTree
 
 POLICY = "sys/devices/system/cpu/cpufreq/policy4"
@@ -35,11 +34,6 @@ def connect(board: BoardTree, tmp_path: Path) -> Callable[[], Session]:
 
 def governor(board: BoardTree) -> str:
     return board.read(f"{POLICY}/scaling_governor")
-
-
-def kill_agent(session: Session) -> None:
-    client: Any = session._client
-    os.kill(client.channel.pid, signal.SIGKILL)
 
 
 def test_clocks_hold_for_the_time_of_a_measurement(

@@ -17,6 +17,7 @@ from device_agents.link.local import LocalTransport
 from device_agents.link.session import Session
 from device_agents.link.transport import Completed
 from latency_tables.errors import UnreachableError
+from tests.device_agents.agents import kill_agent
 from tests.fakes.board_tree import CPU, BoardTree
 
 DEVICE = DeviceSpec(name="rock", pin="big", threads=2)
@@ -79,6 +80,7 @@ def test_changed_clocks_of_a_lost_session_are_told_with_the_command_that_restore
     request = {"clocks": {"policy4": 1200000}, "power": "direct"}
     with Session(LocalTransport(tmp_path / "agent", arguments=arguments)) as session:
         session.request("clocks_set", request, timeout_s=20)
+        kill_agent(session)
     journal = examine(pin="", cores=(0,), threads=1)["clock journal"]
     assert journal.state == "warn"
     assert journal.remedy == "hilnas devices restore rock"

@@ -20,6 +20,7 @@ STDERR_KEPT = 64 * 1024
 UNREAD_MAX = 32 * 1024 * 1024
 CHUNK = 1 << 16
 LINGER_S = 2.0
+KILL_S = 3.0
 
 _PID = re.compile(rb"^hilnas-pid:(\d+)\n", re.MULTILINE)
 
@@ -97,14 +98,21 @@ class SshChannel:
         text = self._stderr.decode("utf-8", "replace").strip()[-600:]
         return f"{end}; it said: {text}" if text else end
 
-    def kill(self) -> None:
-        """Close stdin, which ends the agent and its children; then insist."""
+    def kill(self, within_s: float | None = None) -> None:
+        """Close stdin, which ends the agent and its children; then insist.
+
+        A board that has not answered after ``within_s`` is asked for nothing more.
+        """
+        step_s = None if within_s is None else within_s / 3
+        ended = self._channel.status_event
         with contextlib.suppress(paramiko.SSHException, OSError, EOFError, LinkLostError):
             if self._connection.alive and not self._channel.closed:
-                with self._connection.bounded("ending a program"):
+                with self._connection.bounded("ending a program", step_s):
                     self._channel.shutdown_write()
-                if not self._channel.status_event.wait(LINGER_S) and self._pid:
-                    kill_process(self._connection, self._pid)
+                if not ended.wait(LINGER_S if step_s is None else step_s) and self._pid:
+                    kill_process(self._connection, self._pid, step_s)
+        if within_s is not None and not ended.is_set():
+            self._connection.close()  # whatever else is closed on a dead link would wait
         self._close()
 
     def _close(self) -> None:
@@ -207,12 +215,17 @@ def taken_pid(pid: int, stderr: bytes) -> tuple[int, bytes]:
     return int(found[1]), stderr[: found.start()] + stderr[found.end() :]
 
 
-def kill_process(connection: Connection, pid: int) -> None:
-    """End a process on the board that we started, and its children. Raises LinkLostError."""
-    channel = connection.open_channel()
+def kill_process(connection: Connection, pid: int, within_s: float | None = None) -> None:
+    """End a process on the board that we started, and its children.
+
+    A board that takes longer than ``within_s`` for a step is given up: whoever waits for us has
+    waited long enough. Raises LinkLostError.
+    """
+    within_s = min(connection.deadline_s, KILL_S) if within_s is None else within_s
+    channel = connection.open_channel(within_s)
     try:
-        with connection.bounded("ending a program"):
+        with connection.bounded("ending a program", within_s):
             channel.exec_command(command_line(["sh", "-c", _KILL, "sh", str(pid)]))
-        channel.status_event.wait(connection.deadline_s)
+        channel.status_event.wait(within_s)
     finally:
         connection.finish(channel)

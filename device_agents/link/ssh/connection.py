@@ -81,13 +81,14 @@ class Connection:
             timer.cancel()
             timer.join(limit)
 
-    def open_channel(self) -> paramiko.Channel:
+    def open_channel(self, timeout_s: float | None = None) -> paramiko.Channel:
         """A new session channel. Raises LinkLostError."""
-        with self.bounded("opening a channel", self.deadline_s + 1):
+        timeout_s = self.deadline_s if timeout_s is None else timeout_s
+        with self.bounded("opening a channel", timeout_s + 1):
             if not self.alive:
                 raise paramiko.SSHException("the connection is closed")
             try:
-                return self.transport.open_session(timeout=self.deadline_s)
+                return self.transport.open_session(timeout=timeout_s)
             except paramiko.ChannelException:
                 raise  # the server answers: it has too many of them open
             except paramiko.SSHException:
@@ -138,8 +139,8 @@ def connect(
     try:
         for hop in (*target.jumps, target):
             _enter(connection, hop, kinds=None)
-            verify(hop, _presented(connection, hop), name=name or hop.alias)
             last = hop is target
+            verify(hop, _presented(connection, hop), name=(name or hop.alias) if last else "")
             log_in(connection.transport, hop, prompt=prompt, password=password if last else None)
     except BaseException:
         connection.close()
@@ -158,7 +159,7 @@ def presented_key(
     try:
         for hop in target.jumps:
             _enter(connection, hop, kinds=None)
-            verify(hop, _presented(connection, hop), name=hop.alias)
+            verify(hop, _presented(connection, hop), name="")
             log_in(connection.transport, hop)
         _enter(connection, target, kinds=kinds)
         return _presented(connection, target)
@@ -207,6 +208,9 @@ def _through(connection: Connection, hop: Target) -> paramiko.Channel:
 def _prefer(transport: paramiko.Transport, hop: Target, kinds: Sequence[str] | None) -> None:
     """Ask for a host key of a kind that is known, or of ``kinds`` and nothing else."""
     options = transport.get_security_options()
+    # paramiko before 4 and 5 still offers what rests on SHA-1, and DSA
+    options.kex = tuple(name for name in options.kex if not name.endswith("-sha1"))
+    options.key_types = tuple(n for n in options.key_types if n not in ("ssh-rsa", "ssh-dss"))
     wanted = kinds
     if wanted is None:
         wanted = [key.kind for key in keys_in(hop.known_hosts, hop.lookup_name)[0]]

@@ -80,7 +80,9 @@ def trusted(address: SshAddress) -> list[HostKey]:
 
 
 def verify(target: Target, presented: HostKey, *, name: str) -> None:
-    """Refuse a key that is not a trusted one; ``name`` is what the user calls the device.
+    """Refuse a key that is not a trusted one.
+
+    ``name`` is what the user calls the device, "" for a jump host on the way to one.
 
     Raises HostKeyError, with the fingerprints and the command that trusts the key.
     """
@@ -91,6 +93,8 @@ def verify(target: Target, presented: HostKey, *, name: str) -> None:
     if any(hmac.compare_digest(key.blob, presented.blob) for key in known):
         return
     hint = f"hilnas devices trust {name} --fingerprint {seen}"
+    if not name:
+        hint = f"ssh {target.alias} once, which asks whether to trust it, after comparing its key"
     if not known:
         raise HostKeyError(
             f"the host key of {target} is unknown: it presents {presented.kind} {seen}; compare "

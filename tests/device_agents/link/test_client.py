@@ -40,8 +40,15 @@ class Script:
     def complaint(self) -> str:
         return "it ended with status 1; it said: \x1b[31mboom"
 
-    def kill(self) -> None:
-        self.killed = True
+    def kill(self, within_s: float | None = None) -> None:
+        self.killed, self.killed_within_s = True, within_s
+
+
+class Chatty(Script):
+    """A channel that never ends and never answers."""
+
+    def receive(self, timeout_s: float) -> bytes | None:
+        return encode({"v": 1, "id": 1, "event": "heartbeat", "data": {}})
 
 
 def ask(*lines: bytes | None, events: list[str] | None = None) -> dict[str, object]:
@@ -121,10 +128,6 @@ def test_a_host_that_was_suspended_does_not_take_its_own_sleep_for_silence(
 
 
 def test_an_agent_that_talks_but_never_answers_is_given_up_at_the_deadline_of_the_request() -> None:
-    class Chatty(Script):
-        def receive(self, timeout_s: float) -> bytes | None:
-            return encode({"v": 1, "id": 1, "event": "heartbeat", "data": {}})
-
     start = time.monotonic()
     with pytest.raises((LinkLostError, ProtocolError)):
         AgentClient(Chatty([])).request("measure", timeout_s=0.2)
@@ -233,8 +236,28 @@ def test_a_missing_runtime_is_told_apart() -> None:
         ask(encode(failure(1, "BOOTSTRAP", "no module")))
 
 
-def test_closing_says_bye_and_ends_the_process() -> None:
-    channel = Script([])
-    AgentClient(channel).close()
-    assert decode(channel.sent[-1])["op"] == "bye"
+def test_closing_ends_the_process_with_patience() -> None:
+    channel = Script([answer()])
+    client = AgentClient(channel)
+    client.request("probe", timeout_s=60)
+    client.close()
     assert channel.killed
+    assert channel.killed_within_s is None
+
+
+def test_an_agent_that_was_silent_is_not_waited_for_at_the_end() -> None:
+    channel = Script([None] * 9, ends=False)
+    client = AgentClient(channel, deadline_s=5, start_s=5)
+    with pytest.raises(LinkLostError, match="no sign of life"):
+        client.request("probe", timeout_s=60)
+    client.close()
+    assert channel.killed_within_s == client_module.LOST_S
+
+
+def test_an_agent_that_takes_too_long_but_lives_is_ended_with_patience() -> None:
+    channel = Chatty([])
+    client = AgentClient(channel)
+    with pytest.raises((LinkLostError, ProtocolError)):
+        client.request("measure", timeout_s=0.2)
+    client.close()
+    assert channel.killed_within_s is None

@@ -19,8 +19,8 @@ import pytest
 
 import device_agents.link.client as client_module
 from device_agents.link.local import LocalTransport, ProcessChannel
-from device_agents.link.session import Session
-from latency_tables.errors import DeviceError, LeasedError, LinkLostError
+from device_agents.link.session import Session, with_retries
+from latency_tables.errors import DeviceError, LeasedError, LinkLostError, UnreachableError
 from tests.device_agents.agents import (
     alive,
     children_of,
@@ -53,7 +53,7 @@ class HalfOpen:
     def complaint(self) -> str:
         return self.inner.complaint()
 
-    def kill(self) -> None:
+    def kill(self, within_s: float | None = None) -> None:
         """The host forgets its end; nothing reaches the board."""
 
 
@@ -456,3 +456,31 @@ def test_the_old_name_of_the_deadline_is_still_understood(
     make: Callable[..., Session], name: str
 ) -> None:
     assert make(**{name: 3.0}).deadline_s == 3.0
+
+
+def test_a_board_that_boots_is_waited_for_but_not_for_ever() -> None:
+    pauses: list[float] = []
+
+    def absent() -> None:
+        raise UnreachableError("connection refused")
+
+    with pytest.raises(UnreachableError):
+        with_retries(
+            absent, attempts=3, on_retry=lambda error: None, sleep=pauses.append, away_s=90.0
+        )
+    assert 90 <= sum(pauses) <= 150
+    pauses.clear()
+    with pytest.raises(UnreachableError):
+        with_retries(absent, attempts=3, on_retry=lambda error: None, sleep=pauses.append)
+    assert pauses == [0.5, 1.0]
+
+
+def test_a_link_that_is_lost_again_and_again_is_given_up_soon() -> None:
+    pauses: list[float] = []
+
+    def cut() -> None:
+        raise LinkLostError("cut")
+
+    with pytest.raises(LinkLostError):
+        with_retries(cut, attempts=3, on_retry=lambda error: None, sleep=pauses.append, away_s=90.0)
+    assert pauses == [0.5, 1.0]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,8 @@ from device_agents.link.client import AgentClient
 from device_agents.link.session import Session
 from device_agents.link.ssh.transport import SshTransport
 from latency_tables.errors import DeviceError, LinkLostError, UnreachableError
+from tests.device_agents.agents import alive, wait_until
+from tests.fakes.ssh_servers import signal_all
 
 DEADLINE_S = 1.0
 SLACK_S = 3.0
@@ -101,6 +105,69 @@ def test_a_black_hole_and_a_cut_link_are_noticed(proxied, openssh, connect, faul
     channel.kill()
     transport.close()
     assert time.monotonic() - started < 4 * (DEADLINE_S + SLACK_S)
+
+
+@pytest.mark.parametrize("fault", ["black hole", "frozen board", "frozen agent"])
+def test_whoever_waits_for_a_board_that_fell_silent_is_told_within_a_second_of_the_deadline(
+    proxied, openssh, fault
+):
+    proxy, address = proxied
+    transport = SshTransport(address, workdir=openssh.workdir, deadline_s=10.0)
+    session = Session(transport, deadline_s=2.0)
+    session.open()
+    session.put(b"the way of uploads is open, too")
+    agents = [pid for pid in openssh.session_pids() if runs_agent(pid)]
+    if fault == "black hole":
+        proxy.stall()
+    elif fault == "frozen board":
+        openssh.freeze()
+    else:
+        signal_all(agents, signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        with pytest.raises(LinkLostError, match="no sign of life for 2 s"):
+            session.request("lease_show", {}, timeout_s=60)
+        assert time.monotonic() - started < 2.0 + 1.0
+        assert not session.is_open
+        session.close()
+        assert time.monotonic() - started < 2.0 + 1.0
+        if fault == "frozen agent":  # the board lives: what hangs there is killed
+            assert wait_until(lambda: not any(map(alive, agents)), within_s=5)
+    finally:
+        openssh.thaw()
+
+
+def test_an_idle_session_with_a_frozen_board_is_closed_within_seconds(openssh):
+    session = Session(SshTransport(openssh.address, workdir=openssh.workdir, deadline_s=10.0))
+    session.open()
+    session.put(b"the way of uploads is open, too")
+    openssh.freeze()
+    try:
+        started = time.monotonic()
+        session.close()
+        assert time.monotonic() - started < 5.5  # it used to be the whole deadline and more
+    finally:
+        openssh.thaw()
+
+
+def test_a_session_that_ends_in_good_order_ends_at_once(openssh):
+    took = []
+    for _ in range(4):  # an agent that takes its time does not do so every time
+        transport = SshTransport(openssh.address, workdir=openssh.workdir)
+        session = Session(transport)
+        session.open()
+        started = time.monotonic()
+        session.close()
+        took.append(time.monotonic() - started)
+    assert max(took) < 0.8
+    assert wait_until(lambda: not any(map(runs_agent, openssh.session_pids())))
+
+
+def runs_agent(pid: int) -> bool:
+    try:
+        return b"--workdir" in Path("/proc", str(pid), "cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def test_a_link_cut_in_the_middle_of_an_upload_is_noticed(proxied, openssh, connect):
