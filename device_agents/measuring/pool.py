@@ -98,6 +98,7 @@ class _Board:
     member: Member
     faults: int = 0
     rests_until: float = 0.0
+    last: DeviceError | None = None
     out: DeviceError | None = None  # a fault that trying again cannot mend
 
     @property
@@ -225,8 +226,10 @@ class Pool:
         return board.out is not None or self._clock() < board.rests_until
 
     def _all_away(self, boards: Sequence[_Board]) -> DeviceError:
-        last = next((board.out for board in boards if board.out is not None), None)
-        told = "; ".join(f"{b.name}: {b.out.message if b.out else 'rests'}" for b in boards)
+        # a fault that cannot be mended tells more than one that may be over soon
+        faults = [b.out for b in boards if b.out] or [b.last for b in boards if b.last]
+        last = faults[-1] if faults else None
+        told = "; ".join(_why_away(board) for board in boards)
         error = DeviceError(
             f"no device is left that could go on ({told}); what was measured is kept",
             hint=last.hint if last is not None and last.hint else "the same command goes on",
@@ -285,14 +288,14 @@ class Pool:
             self._log.sync()
         self._on_result(list(records))
         with self._state.changed:
-            board.faults, board.out = 0, None
+            board.faults, board.last, board.out = 0, None, None
             for task, record in finished:
                 task.result = record
             self._state.changed.notify_all()
 
     def _fault(self, board: _Board, tasks: list[_Task], error: DeviceError) -> None:
         with self._state.changed:
-            board.faults += 1
+            board.faults, board.last = board.faults + 1, error
             if not error.retryable:
                 board.out = error
             elif board.faults >= FAULTS_ALLOWED:
@@ -309,6 +312,12 @@ class Pool:
         if not closing:
             away = "is out" if board.out else "rests" if self._is_away(board) else "tries again"
             self._on_note(f"{board.name} {away}: {error.message}")
+
+
+def _why_away(board: _Board) -> str:
+    fault = board.out or board.last
+    rests = "" if board.out else f"rests after {board.faults} faults, the last: "
+    return f"{board.name}: {rests}{fault.message if fault else 'away'}"
 
 
 def _line(task: _Task, record: Measurement) -> dict[str, object]:

@@ -69,7 +69,10 @@ def background_sources(
         yield sources
         return
     members = {device.name: Member(device.measurer) for device in boards}
-    with Pool(members, journal=journal, on_note=on_note) as pool:
+    with contextlib.ExitStack() as kept:
+        for device in boards:  # connected, and leased, from one generation to the next
+            kept.enter_context(device.measurer)
+        pool = kept.enter_context(Pool(members, journal=journal, on_note=on_note))
         yield {**sources, **{device.name: OnBoard(device, pool) for device in boards}}
 
 

@@ -89,7 +89,8 @@ def add_board(
     try:
         found = _probe(device, ask)
     except HostKeyError as error:
-        error.hint = f"hilnas devices add {name} … --fingerprint SHA256:… after checking it"
+        if error.hint is not None:  # the board has no entry yet that 'devices trust' could name
+            error.hint = error.hint.replace(f"devices trust {name}", f"devices add {name} …")
         raise
     add_device(file, entry)
     console.print(f"wrote {name} to {file}")
@@ -204,8 +205,8 @@ def clean_board(device: DeviceSpec, what: Sequence[str]) -> int:
     """Remove files of ours; bytes freed. Raises DeviceError."""
     with Session(make_transport(device), deadline_s=device.deadline_s) as session:
         said = session.request("clean", {"what": list(what)}, timeout_s=120.0)
-    freed = said.get("freed_bytes")
-    return freed if isinstance(freed, int) else 0
+    freed = said.get("freed_bytes")  # by kind
+    return sum(n for n in freed.values() if type(n) is int) if isinstance(freed, dict) else 0
 
 
 def render_checks(checks: Sequence[Check], console: Console) -> None:

@@ -5,10 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.e2e.board_home import BoardHome
+    from tests.fakes.ssh_servers import OpenSsh
 
 SMALL = (
     "train.epochs=12",
@@ -77,4 +83,39 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Home:
     """A home in which the README's first command has been run, as written."""
     home = Home(path=tmp_path_factory.mktemp("readme"))
     home.hilnas("run", "digits")
+    return home
+
+
+@pytest.fixture(scope="session")
+def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenSsh]:
+    """A board that tests leave as it is."""
+    from tests.fakes.ssh_servers import OpenSsh
+
+    with OpenSsh(tmp_path_factory.mktemp("board")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def trained_on_board(tmp_path_factory: pytest.TempPathFactory, board: OpenSsh) -> BoardHome:
+    """A run up to its trained supernet, its table measured on the board; to be copied."""
+    from tests.e2e.board_home import BoardHome, entry, is_idle
+
+    home = BoardHome(path=tmp_path_factory.mktemp("trained"))
+    home.write_devices(board=entry(board))
+    home.trust(board)
+    home.small_run(command="train")
+    assert is_idle(board), "processes were left on the board"
+    return home
+
+
+@pytest.fixture(scope="session")
+def finished_on_board(
+    trained_on_board: BoardHome, board: OpenSsh, tmp_path_factory: pytest.TempPathFactory
+) -> BoardHome:
+    """The whole run of one generation, undisturbed."""
+    from tests.e2e.board_home import ONE_GENERATION, is_idle
+
+    home = trained_on_board.copy_to(tmp_path_factory.mktemp("finished") / "home")
+    home.small_run(*ONE_GENERATION)
+    assert is_idle(board), "processes were left on the board"
     return home
