@@ -11,12 +11,13 @@ import csv
 import hashlib
 import importlib.util
 import io
+import os
 import shlex
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,6 +38,27 @@ DOWNLOAD_S = 1800.0
 MAX_UNPACKED_BYTES = 4 << 30
 MAX_FILES = 100_000
 BLOCK_BYTES = 4096
+
+PIP_KEEPS = {
+    "PIP_CACHE_DIR",
+    "PIP_CERT",
+    "PIP_CLIENT_CERT",
+    "PIP_CONFIG_FILE",
+    "PIP_DEFAULT_TIMEOUT",
+    "PIP_EXTRA_INDEX_URL",
+    "PIP_FIND_LINKS",
+    "PIP_INDEX_URL",
+    "PIP_KEYRING_PROVIDER",
+    "PIP_NO_CACHE_DIR",
+    "PIP_NO_INDEX",
+    "PIP_PROXY",
+    "PIP_RETRIES",
+    "PIP_TIMEOUT",
+    "PIP_TRUSTED_HOST",
+}
+"""Settings of pip in the environment that say where packages come from and how they are reached.
+Others say what is wanted, and for which machine (``PIP_CONSTRAINT``, ``PIP_PLATFORM``); those are
+about the host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +118,19 @@ def pip_command(plan: Plan, folder: Path | str, pins: Sequence[Pin] | None = Non
     for tag in plan.common_tags:
         command += ["--platform", tag]
     return command + [f"{pin.name}=={pin.version}" for pin in (pins or ())]
+
+
+def pip_environment(host: Mapping[str, str]) -> dict[str, str]:
+    """The host's environment without what would choose other wheels than the board's plan.
+
+    >>> pip_environment({"PIP_CONSTRAINT": "c.txt", "PIP_INDEX_URL": "http://lab/", "HOME": "/"})
+    {'PIP_INDEX_URL': 'http://lab/', 'HOME': '/'}
+    """
+    return {
+        name: value
+        for name, value in host.items()
+        if not name.startswith("PIP_") or name in PIP_KEEPS
+    }
 
 
 def download(plan: Plan, lock: LockFile | None, folder: Path, on_note: Note) -> list[Wheel]:
@@ -207,6 +242,7 @@ def _fetch(pin: Pin, plan: Plan, wanted: Locked | None, folder: Path) -> Wheel:
         try:
             done = subprocess.run(
                 [*command, "-r", str(requirements)],
+                env=pip_environment(os.environ),
                 capture_output=True,
                 timeout=DOWNLOAD_S,
                 check=False,

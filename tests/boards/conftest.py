@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from device_agents.devices import DeviceSpec
 from device_agents.link.ssh.transport import SshTransport
 from device_agents.measuring.measurer import DeviceMeasurer
 from device_agents.measuring.profiles import counted
+from device_agents.measuring.reference import reference_model
 from latency_tables.oracle import MeasureJob
 from latency_tables.records import Measurement
+from tests.boards.commands import Desk, Said
 from tests.boards.networks import fixed_jobs
 from tests.fakes.emulated_board.boot import READY, EmulatedBoard
 from tests.fakes.emulated_board.build import BoardImage, image, missing_tools
@@ -27,6 +30,16 @@ from tests.fakes.emulated_board.shell import shell
 DOWNLOADS = Path.home() / ".cache" / "hilnas-tests" / "bootstrap"
 FAST, SLOW = 1, 3
 """Shifts of the two boards: one is 2^2 times as slow as the other."""
+
+
+@dataclass(frozen=True)
+class FirstDay:
+    """What the commands said that turned a bare board into one that measures, and its disk."""
+
+    said: dict[str, Said]
+    disk: Path
+    inventory: Path
+
 
 _seconds = pytest.StashKey[dict[str, float]]()
 
@@ -74,20 +87,39 @@ def need_image(recipe: Recipe, timed: Callable[..., Any]) -> BoardImage:
 
 
 @pytest.fixture(scope="session")
-def prepared_disk(
+def first_day(
     board_image: BoardImage, tmp_path_factory: pytest.TempPathFactory, timed: Callable[..., Any]
-) -> Iterator[Path]:
-    """The disk of a board on which hilnas has installed onnxruntime."""
-    path = tmp_path_factory.mktemp("boards") / "prepared.qcow2"
+) -> Iterator[FirstDay]:
+    """A new board is added, examined, set up and used, all by commands; then its disk is kept."""
+    folder = tmp_path_factory.mktemp("desk")
+    desk, disk = Desk(folder, DOWNLOADS), folder / "prepared.qcow2"
+    (folder / "net.onnx").write_bytes(reference_model("tiny"))
+    said: dict[str, Said] = {}
     with EmulatedBoard(board_image, shift=FAST) as board:
-        with timed("bootstrap"):
-            install_runtime(board)
+
+        def step(name: str, *words: str) -> None:
+            with timed(f"'{name}' by command"):
+                said[name] = desk.hilnas(*words) if words else desk.add(board, "new")
+
+        step("add")
+        step("doctor of a bare board", "devices", "doctor", "new", "--json")
+        step("bootstrap", "devices", "bootstrap", "new", "--json")
+        assert said["bootstrap"].code == 0, said["bootstrap"]
+        step("probe", "devices", "probe", "new", "--json")
+        step("doctor", "devices", "doctor", "new", "--json")
+        step("measure", "measure", "net.onnx", "--device", "new", "--measuring", "quick", "--json")
         with shell(board) as run:
             run("sync")
         board.save_snapshot()
-        board.keep_disk(path)
-    yield path
-    path.unlink()  # pytest would keep half a gigabyte for three runs
+        board.keep_disk(disk)
+    yield FirstDay(said=said, disk=disk, inventory=folder / "devices.toml")
+    disk.unlink()  # pytest would keep half a gigabyte for three runs
+
+
+@pytest.fixture(scope="session")
+def prepared_disk(first_day: FirstDay) -> Path:
+    """The disk of a board on which hilnas has installed onnxruntime."""
+    return first_day.disk
 
 
 def install_runtime(board: EmulatedBoard) -> Installed:

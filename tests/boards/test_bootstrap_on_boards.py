@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from latency_tables.oracle import MeasureJob
-from tests.boards.conftest import Measure, install_runtime, need_image
+from tests.boards.conftest import FirstDay, Measure, install_runtime, need_image
 from tests.fakes.emulated_board.boot import EmulatedBoard
 from tests.fakes.emulated_board.recipe import Recipe
 from tests.fakes.emulated_board.shell import shell
@@ -16,26 +16,34 @@ from tests.fakes.emulated_board.shell import shell
 pytestmark = pytest.mark.board
 
 
-def test_a_bootstrapped_board_offers_onnxruntime_and_still_has_no_pip(
-    fast_board: EmulatedBoard, measurer_of: Measure
-) -> None:
-    said = measurer_of(fast_board).probe()
-    assert [runtime["name"] for runtime in said["runtimes"]] == ["onnxruntime"]
-    assert said["runtimes"][0]["provider"] == "CPUExecutionProvider"
-    with shell(fast_board) as run:
-        assert "No module named" in run("python3 -c 'import pip'")
-        assert "No module named" in run("python3 -c 'import onnxruntime'")  # system untouched
+def test_from_a_new_board_to_its_first_measurement_by_commands(first_day: FirstDay) -> None:
+    said = first_day.said
+    assert "devices bootstrap new" in said["add"].out
+    bare = {check["name"]: check for check in said["doctor of a bare board"].json}
+    assert bare["runtimes"]["state"] == "fail"
+    assert bare["runtimes"]["remedy"] == "hilnas devices bootstrap new"
+    assert [name for name, check in bare.items() if check["state"] == "fail"] == ["runtimes"]
+    assert said["bootstrap"].json["fresh"]
+    assert [runtime["name"] for runtime in said["probe"].json["runtimes"]] == ["onnxruntime"]
+    assert "fail" not in {check["state"] for check in said["doctor"].json}
+    codes = {name: command.code for name, command in said.items()}
+    assert codes == {**dict.fromkeys(codes, 0), "doctor of a bare board": 5}
+    statistics = said["measure"].json["measurement"]["statistics"]
+    assert statistics["ratio_to_reference"] == pytest.approx(1.0, rel=0.02)  # it is the reference
+    assert 'name = "new"' in first_day.inventory.read_text()
 
 
-def test_a_second_bootstrap_finds_all_in_place(
+def test_bootstrap_leaves_the_board_s_own_packages_alone_and_finds_all_in_place_again(
     fast_board: EmulatedBoard, timed: Callable[..., Any]
 ) -> None:
+    folder = ".cache/hilnas/agent/site"
     with shell(fast_board) as run:
-        before = run("find / -xdev -name onnxruntime -type d | xargs ls -ldi")
-    with timed("second bootstrap"):
-        assert not install_runtime(fast_board).fresh
-    with shell(fast_board) as run:
-        assert run("find / -xdev -name onnxruntime -type d | xargs ls -ldi") == before
+        before = run(f"cat {folder}/current; ls -di {folder}/*/onnxruntime")
+        assert "No such file" not in before
+        with timed("second bootstrap"):
+            assert not install_runtime(fast_board).fresh
+        assert run(f"cat {folder}/current; ls -di {folder}/*/onnxruntime") == before
+        assert "No module named" in run("python3 -c 'import onnxruntime'")
 
 
 @pytest.mark.parametrize(

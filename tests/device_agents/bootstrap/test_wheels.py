@@ -108,6 +108,17 @@ def test_pip_fetches_the_board_s_wheels_and_not_the_host_s(
     )
 
 
+def test_what_the_environment_tells_pip_about_the_host_does_not_concern_the_board(
+    plan: Plan, index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    constraints = tmp_path / "constraints.txt"
+    constraints.write_text("numpy==1.0\n")
+    monkeypatch.setenv("PIP_CONSTRAINT", str(constraints))
+    monkeypatch.setenv("PIP_PLATFORM", "win_amd64")
+    found = download(plan, None, tmp_path / "got", ignore)
+    assert [wheel.locked.filename for wheel in found] == [ORT, "numpy-2.4.6-py3-none-any.whl"]
+
+
 def test_what_is_there_is_not_fetched_again(plan: Plan, index: Path, tmp_path: Path) -> None:
     first = download(plan, None, tmp_path / "got", ignore)
     for path in index.iterdir():
