@@ -48,7 +48,9 @@ def test_a_check_on_the_board_says_what_it_wrote(finished, checked):
     assert checked["accuracy"]["n_images"] == 20
 
 
-@pytest.mark.parametrize(("factor", "code"), [(10.0, 0), (0.01, 9)])
+@pytest.mark.parametrize(
+    ("factor", "code"), [pytest.param(10.0, 0, marks=pytest.mark.long), (0.01, 9)]
+)
 def test_a_check_against_a_baseline_fails_only_where_something_got_worse(
     finished, checked, factor, code
 ):

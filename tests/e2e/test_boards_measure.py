@@ -61,6 +61,7 @@ def test_a_board_that_is_off_is_told_with_what_to_look_at(home):
     assert "try: check that its SSH server runs" in said
 
 
+@pytest.mark.long  # tests of the transport go through jump hosts, too
 def test_a_board_behind_a_jump_host_is_measured_through_it(home, board, tmp_path):
     with OpenSsh(tmp_path / "jump") as jump:
         (home.path / "home/.ssh/config").write_text(

@@ -52,7 +52,7 @@ def test_the_thread_samples_until_it_is_stopped(board: BoardTree) -> None:
         time.sleep(0.005)
     said = sampler.stop()
     assert said["n"] >= 6
-    assert 0 < said["rate_hz"] <= 210
+    assert 0 < said["rate_hz"] <= 300  # 200, and the sample of the end
     assert sampler._n == said["n"]
 
 
