@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from latency_tables.arch import Arch, Choice, Decision, check_arch
     from latency_tables.cost_table import Column, CostTable, Factor
+    from latency_tables.diff import Difference, compare_sides
     from latency_tables.estimate import Estimate, Source
+    from latency_tables.evaluate import Evaluation, evaluate
     from latency_tables.gates import Gate, GateReport
     from latency_tables.gates import check as check_gates
     from latency_tables.gates import enforce as enforce_gates
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
         write_table,
     )
     from latency_tables.keys import measurement_key, net_id
+    from latency_tables.merge import Merged, merge_tables
     from latency_tables.model import Diagnostics, LatencyModel, Prediction
     from latency_tables.oracle import Deployment, MeasureJob, Measurer, Note, Oracle, Ticket
     from latency_tables.pooling import pool
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
         Statistics,
         Verdict,
     )
+    from latency_tables.remarks import Remark
+    from latency_tables.salvage import Salvaged, salvage_table
     from latency_tables.store import (
         Device,
         Rejected,
@@ -44,6 +49,7 @@ if TYPE_CHECKING:
         TableSummary,
         default_table_path,
     )
+    from latency_tables.verify import Verification, verify
 
 __all__ = [
     "Arch",
@@ -55,7 +61,9 @@ __all__ = [
     "Device",
     "DeviceFingerprint",
     "Diagnostics",
+    "Difference",
     "Estimate",
+    "Evaluation",
     "Factor",
     "Failure",
     "Gate",
@@ -66,10 +74,13 @@ __all__ = [
     "MeasureJob",
     "Measurement",
     "Measurer",
+    "Merged",
     "Note",
     "Oracle",
     "Prediction",
     "Rejected",
+    "Remark",
+    "Salvaged",
     "Source",
     "SpaceInfo",
     "Statistics",
@@ -77,24 +88,32 @@ __all__ = [
     "TableSummary",
     "Ticket",
     "Verdict",
+    "Verification",
     "check_arch",
     "check_gates",
+    "compare_sides",
     "default_table_path",
     "enforce_gates",
+    "evaluate",
     "export_table",
     "import_table",
     "kendall_tau",
     "measurement_key",
+    "merge_tables",
     "net_id",
     "pool",
     "read_table",
+    "salvage_table",
+    "verify",
     "write_table",
 ]
 
 _MODULES = {
     "arch": ("Arch", "Choice", "Decision", "check_arch"),
     "cost_table": ("Column", "CostTable", "Factor"),
+    "diff": ("Difference", "compare_sides"),
     "estimate": ("Estimate", "Source"),
+    "evaluate": ("Evaluation", "evaluate"),
     "gates": ("Gate", "GateReport", "check_gates", "enforce_gates"),
     "interchange": (
         "Header",
@@ -105,11 +124,14 @@ _MODULES = {
         "write_table",
     ),
     "keys": ("measurement_key", "net_id"),
+    "merge": ("Merged", "merge_tables"),
     "model": ("Diagnostics", "LatencyModel", "Prediction"),
     "oracle": ("Deployment", "MeasureJob", "Measurer", "Note", "Oracle", "Ticket"),
     "pooling": ("pool",),
     "ranking": ("kendall_tau",),
     "records": ("DeviceFingerprint", "Failure", "Measurement", "Statistics", "Verdict"),
+    "remarks": ("Remark",),
+    "salvage": ("Salvaged", "salvage_table"),
     "store": (
         "Device",
         "Rejected",
@@ -118,6 +140,7 @@ _MODULES = {
         "TableSummary",
         "default_table_path",
     ),
+    "verify": ("Verification", "verify"),
 }
 _RENAMED = {"check_gates": "check", "enforce_gates": "enforce"}
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

@@ -20,8 +20,9 @@ from latency_tables.errors import CorruptTableError, ForeignTableError, TableErr
 APPLICATION_ID = 0x484E4C54
 """``HNLT`` in the header of the file."""
 
-USER_VERSION = 1
-"""Version of the schema below."""
+USER_VERSION = 2
+"""Version of the schema below. Version 1 lacked ``remarks`` and had a shorter index; it is read as
+it is, and brought up to date when it is opened for writing."""
 
 BUSY_SECONDS = 60.0
 """How long a writer waits for another one."""
@@ -31,6 +32,17 @@ QUICK_CHECK_BYTES = 64 * 2**20
 
 _MAGIC = b"SQLite format 3\x00"
 _HEADER_BYTES = 100
+
+_INDEX_1 = "CREATE INDEX latencies_of_table ON latencies (device_fp, space_id, setting, utc)"
+# holds all that a summary counts, so that listing a table does not read its records
+_INDEX = (
+    "CREATE INDEX latencies_of_table ON latencies (device_fp, space_id, setting, key, run_id, utc)"
+)
+_REMARKS = """CREATE TABLE remarks (
+    device_fp TEXT NOT NULL, space_id TEXT NOT NULL, setting TEXT NOT NULL,
+    kind TEXT NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL, utc TEXT NOT NULL,
+    PRIMARY KEY (device_fp, space_id, setting, kind, name)
+) WITHOUT ROWID"""
 
 SCHEMA_SQL = (
     """CREATE TABLE spaces (
@@ -45,14 +57,19 @@ SCHEMA_SQL = (
     setting TEXT NOT NULL, utc TEXT NOT NULL, body TEXT NOT NULL,
     UNIQUE (key, run_id)
 )""",
-    "CREATE INDEX latencies_of_table ON latencies (device_fp, space_id, setting, utc)",
+    _INDEX,
     """CREATE TABLE rejected (
     id INTEGER PRIMARY KEY,
     content TEXT NOT NULL UNIQUE, space_id TEXT NOT NULL, device_fp TEXT NOT NULL,
     setting TEXT NOT NULL, reason TEXT NOT NULL, utc TEXT NOT NULL, body TEXT NOT NULL
 )""",
     "CREATE INDEX rejected_of_table ON rejected (device_fp, space_id, setting, utc)",
+    _REMARKS,
 )
+_SCHEMAS = {
+    1: {sql for sql in SCHEMA_SQL if sql not in (_INDEX, _REMARKS)} | {_INDEX_1},
+    USER_VERSION: set(SCHEMA_SQL),
+}
 
 
 def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
@@ -85,6 +102,8 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
             # measurement that took seconds of a board's time; a millisecond of fsync is nothing.
             connection.execute("PRAGMA synchronous = FULL")
         _check_schema(path, connection)
+        if not read_only:
+            _bring_up_to_date(path, connection)
         if read_only or truncated or path.stat().st_size <= QUICK_CHECK_BYTES:
             quick_check(path, connection)
     except BaseException:
@@ -177,9 +196,10 @@ def _check_header(path: Path) -> bool:
             f"a table store has {APPLICATION_ID:#010x})",
             hint="name another file with --table",
         )
-    if version != USER_VERSION:
+    if version not in _SCHEMAS:
         raise ForeignTableError(
-            f"{path} has schema version {version}; this version of hilnas reads {USER_VERSION}",
+            f"{path} has schema version {version}; this version of hilnas reads "
+            f"{' and '.join(map(str, _SCHEMAS))}",
             hint="upgrade hilnas, or export the table with the version that wrote it",
         )
     page = int.from_bytes(header[16:18], "big")
@@ -190,16 +210,44 @@ def _check_header(path: Path) -> bool:
 
 def _check_schema(path: Path, connection: sqlite3.Connection) -> None:
     with translated(path):
-        found = {
-            sql for (sql,) in connection.execute("SELECT sql FROM sqlite_master") if sql is not None
-        }
-    if found != set(SCHEMA_SQL):
+        connection.execute("BEGIN")  # version and schema of one moment
+        try:
+            rows = connection.execute("SELECT sql FROM sqlite_master").fetchall()
+            version = schema_version(connection)
+        finally:
+            connection.execute("COMMIT")
+    found = {sql for (sql,) in rows if sql is not None}
+    expected = _SCHEMAS.get(version, set(SCHEMA_SQL))
+    if found != expected:
         raise ForeignTableError(
             f"{path} does not have the schema of a table store "
-            f"({len(found - set(SCHEMA_SQL))} unknown and "
-            f"{len(set(SCHEMA_SQL) - found)} missing definitions)",
+            f"({len(found - expected)} unknown and "
+            f"{len(expected - found)} missing definitions)",
             hint="name another file with --table",
         )
+
+
+def schema_version(connection: sqlite3.Connection) -> int:
+    """Version of the schema of an open store."""
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _bring_up_to_date(path: Path, connection: sqlite3.Connection) -> None:
+    if schema_version(connection) == USER_VERSION:
+        return
+    with translated(path):
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            if schema_version(connection) == 1:  # nobody else was faster
+                connection.execute("DROP INDEX latencies_of_table")
+                connection.execute(_INDEX)
+                connection.execute(_REMARKS)
+                connection.execute(f"PRAGMA user_version = {USER_VERSION}")
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
 
 
 def _corrupt(path: Path, problem: str) -> CorruptTableError:

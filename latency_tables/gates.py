@@ -22,12 +22,18 @@ from latency_tables.records import Measurement
 
 GATES = (
     *("schema", "positive", "device", "duplicates", "signal"),
-    *("resolution", "additive", "monotone"),
+    *("resolution", "additive", "monotone", "leakage"),
 )
-"""Names of the gates: the first five refuse, the others warn."""
+"""Names of the gates: the first five refuse, the others warn. ``additive`` refuses where a header
+claims that the latencies were measured end to end."""
+
+Severity = Literal["refuse", "warn"]
 
 COARSE = 0.02
 """A clock coarser than this share of the median latency is worth a warning."""
+
+MIXED_UNITS = 100
+"""A median this many times the minimum of the same record is no spread but another unit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +41,7 @@ class Gate:
     """Outcome of one gate. ``evidence`` says which values led to it."""
 
     name: str
-    severity: Literal["refuse", "warn"]
+    severity: Severity
     passed: bool
     evidence: str
 
@@ -77,11 +83,14 @@ def check(
     cost_table: CostTable | None = None,
     device_fp: str | None = None,
     accept: Collection[str] = (),
+    claims_measured: bool = False,
 ) -> GateReport:
     """Run every gate over the records of one table.
 
     ``device_fp`` is the device that the table should be of. ``cost_table`` sharpens the gates
-    ``signal`` and ``monotone``. Raises UsageError where ``accept`` names no gate.
+    ``signal``, ``additive`` and ``monotone``. ``claims_measured``: a header says that the latencies
+    were measured end to end, so exact sums are refused. Raises UsageError where ``accept`` names no
+    gate.
 
     >>> [gate.name for gate in check([]).gates if not gate.passed]
     []
@@ -97,8 +106,9 @@ def check(
         duplicates(usable),
         _signal(usable, cost_table),
         resolution(usable),
-        _additive(usable),
+        _additive(usable, cost_table, claims_measured),
         _monotone(usable, cost_table),
+        _leakage(usable),
     )
     failed = {gate.name for gate in gates if not gate.passed}
     return GateReport(gates=gates, accepted=tuple(sorted(set(accept) & failed)))
@@ -110,9 +120,16 @@ def enforce(
     cost_table: CostTable | None = None,
     device_fp: str | None = None,
     accept: Collection[str] = (),
+    claims_measured: bool = False,
 ) -> GateReport:
     """:func:`check`, raising GateError for the first refusal that ``accept`` does not name."""
-    report = check(measurements, cost_table=cost_table, device_fp=device_fp, accept=accept)
+    report = check(
+        measurements,
+        cost_table=cost_table,
+        device_fp=device_fp,
+        accept=accept,
+        claims_measured=claims_measured,
+    )
     for gate in report.refusals:
         raise GateError(
             gate.name,
@@ -129,6 +146,13 @@ def schema(measurements: Sequence[Measurement]) -> Gate:
             Measurement.from_dict(measurement.to_dict())
         except CorruptTableError as error:
             return _refuse("schema", f"record {i}: {error.message}")
+        stats = measurement.statistics
+        if stats is not None and 0 < stats.min_ns * MIXED_UNITS <= stats.median_ns:
+            return _refuse(
+                "schema",
+                f"record {i}: median {stats.median_ns} and minimum {stats.min_ns} ns cannot be of "
+                "one unit",
+            )
     return _passed("schema", f"{len(measurements)} records are complete")
 
 
@@ -201,9 +225,21 @@ def _signal(measurements: Sequence[Measurement], cost_table: CostTable | None) -
     return Gate(name="signal", severity="refuse", passed=passed, evidence=evidence)
 
 
-def _additive(measurements: Sequence[Measurement]) -> Gate:
-    passed, evidence = signal_gates.additive(measurements)
-    return Gate(name="additive", severity="warn", passed=passed, evidence=evidence)
+def _additive(
+    measurements: Sequence[Measurement], cost_table: CostTable | None, claims_measured: bool
+) -> Gate:
+    passed, exact, evidence = signal_gates.additive(measurements, cost_table)
+    refuses = claims_measured and exact
+    if not passed:
+        evidence += ": sums of parts, not measurements"
+        evidence += ", although the header claims 'measured end to end'" if refuses else ""
+    severity: Severity = "refuse" if refuses else "warn"
+    return Gate(name="additive", severity=severity, passed=passed, evidence=evidence)
+
+
+def _leakage(measurements: Sequence[Measurement]) -> Gate:
+    passed, evidence = signal_gates.copies(measurements)
+    return Gate(name="leakage", severity="warn", passed=passed, evidence=evidence)
 
 
 def _monotone(measurements: Sequence[Measurement], cost_table: CostTable | None) -> Gate:
@@ -215,5 +251,5 @@ def _refuse(name: str, evidence: str) -> Gate:
     return Gate(name=name, severity="refuse", passed=False, evidence=evidence)
 
 
-def _passed(name: str, evidence: str, severity: Literal["refuse", "warn"] = "refuse") -> Gate:
+def _passed(name: str, evidence: str, severity: Severity = "refuse") -> Gate:
     return Gate(name=name, severity=severity, passed=True, evidence=evidence)

@@ -12,19 +12,34 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from latency_tables import database
+from latency_tables.audit import audit_device, audit_record
+from latency_tables.drift import compare
 from latency_tables.errors import CorruptTableError, ForeignTableError, UsageError
 from latency_tables.estimate import Estimate
-from latency_tables.fields import Fields, parse_json
+from latency_tables.fields import parse_json
 from latency_tables.files import canonical_json, sha256_json
 from latency_tables.keys import setting_text
 from latency_tables.pooling import pool
 from latency_tables.records import DeviceFingerprint, Measurement
+from latency_tables.remarks import Remark
+from latency_tables.summaries import SUMMARY_SQL, Device, TableSummary, summary_of
+
+__all__ = [
+    "Device",
+    "Rejected",
+    "SpaceInfo",
+    "TableStore",
+    "TableSummary",
+    "default_table_path",
+]
+
+SECOND_NUMBER = "a second number for this key in run"
+"""How the reason of a rejected record begins that is usable, but not the first."""
 
 _KEYS_PER_QUERY = 500
 _ROWS_PER_FETCH = 500
@@ -40,42 +55,11 @@ class SpaceInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Device:
-    """A device as the store knows it; ``fingerprint`` is the one that was stored first."""
-
-    name: str
-    fingerprint: DeviceFingerprint
-
-    @property
-    def device_fp(self) -> str:
-        """SHA-256 of the device's identity."""
-        return self.fingerprint.fingerprint
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Rejected:
     """A record that is no latency, and why."""
 
     measurement: Measurement
     reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TableSummary:
-    """One line of ``hilnas tables show``: networks of one space on one device in one setting."""
-
-    device_name: str
-    device_fp: str
-    space_id: str
-    space_name: str
-    runtime: dict[str, str]
-    threads: int
-    cores: tuple[int, ...]
-    n_networks: int
-    n_records: int
-    n_rejected: int
-    first_utc: str
-    last_utc: str
 
 
 def default_table_path(environment: Mapping[str, str]) -> Path:
@@ -138,6 +122,16 @@ class TableStore:
             pass
         for _ in self.rejected():
             pass
+
+    def audit(self) -> Iterator[str]:
+        """Check what every row says about itself against its record; give what is wrong."""
+        devices = set()
+        for row in self._stream("SELECT * FROM devices"):
+            devices.add(row["device_fp"])
+            yield from audit_device(dict(row))
+        for table in ("latencies", "rejected"):
+            for row in self._stream(f"SELECT * FROM {table} ORDER BY id"):
+                yield from audit_record(table, dict(row), devices)
 
     # --- writing
 
@@ -236,19 +230,19 @@ class TableStore:
 
         ``setting`` is a :func:`latency_tables.keys.setting_text`.
         """
-        where, values = _where(device_fp, space_id, setting)
+        where, values = _where({"device_fp": device_fp, "space_id": space_id, "setting": setting})
         return self._read(f"SELECT id, body FROM latencies{where} ORDER BY id", values)
 
     def count(self, *, device_fp: str | None = None, space_id: str | None = None) -> int:
         """Number of records that :meth:`measurements` gives."""
-        where, values = _where(device_fp, space_id)
+        where, values = _where({"device_fp": device_fp, "space_id": space_id})
         return int(self._rows(f"SELECT COUNT(*) FROM latencies{where}", values)[0][0])
 
     def rejected(
         self, *, device_fp: str | None = None, space_id: str | None = None
     ) -> Iterator[Rejected]:
         """Records that are no latencies, in the order in which they were stored."""
-        where, values = _where(device_fp, space_id)
+        where, values = _where({"device_fp": device_fp, "space_id": space_id})
         for row in self._rows(f"SELECT id, reason, body FROM rejected{where} ORDER BY id", values):
             yield Rejected(reason=row[1], measurement=self._measurement("rejected", row[0], row[2]))
 
@@ -270,27 +264,44 @@ class TableStore:
         rows = self._rows("SELECT * FROM spaces WHERE space_id = ?", (space_id,))
         return SpaceInfo(**dict(rows[0])) if rows else None
 
+    def spaces(self) -> list[SpaceInfo]:
+        """All spaces that the store knows."""
+        rows = self._rows("SELECT * FROM spaces ORDER BY space_id", ())
+        return [SpaceInfo(**dict(row)) for row in rows]
+
     def summaries(self) -> list[TableSummary]:
         """What lies in the store, one line per device, space, runtime, threads and cores."""
-        rows = self._rows(
-            """WITH tables AS (
-                SELECT device_fp, space_id, setting, COUNT(DISTINCT key) AS n_networks,
-                       COUNT(*) AS n_records, 0 AS n_rejected, MIN(utc) AS first, MAX(utc) AS last
-                FROM latencies GROUP BY device_fp, space_id, setting
-                UNION ALL
-                SELECT device_fp, space_id, setting, 0, 0, COUNT(*), MIN(utc), MAX(utc)
-                FROM rejected GROUP BY device_fp, space_id, setting)
-            SELECT device_fp, tables.space_id, setting, SUM(n_networks) AS n_networks,
-                   SUM(n_records) AS n_records, SUM(n_rejected) AS n_rejected,
-                   MIN(first) AS first_utc, MAX(last) AS last_utc,
-                   COALESCE(devices.name, '') AS device_name,
-                   COALESCE(spaces.name, '') AS space_name
-            FROM tables LEFT JOIN devices USING (device_fp) LEFT JOIN spaces USING (space_id)
-            GROUP BY device_fp, tables.space_id, setting
-            ORDER BY device_name, space_name, setting""",
-            (),
-        )
-        return [_summary(dict(row)) for row in rows]
+        devices = {device.device_fp: device for device in self.devices()}
+        remarks = self.remarks()
+        return [
+            summary_of(dict(row), devices.get(row["device_fp"]), remarks)
+            for row in self._rows(SUMMARY_SQL, ())
+        ]
+
+    # --- remarks
+
+    def add_remark(self, remark: Remark) -> None:
+        """Keep what somebody says about a table; a later remark of the same name replaces it."""
+        with self.transaction() as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO remarks VALUES (?, ?, ?, ?, ?, ?, ?)", astuple(remark)
+            )
+
+    def remarks(
+        self,
+        *,
+        device_fp: str | None = None,
+        space_id: str | None = None,
+        kind: str | None = None,
+    ) -> list[Remark]:
+        """What was said about the tables, in a fixed order; nothing in a store of version 1."""
+        if database.schema_version(self._connection) < 2:
+            return []
+        given = {"device_fp": device_fp, "space_id": space_id, "kind": kind}
+        where, values = _where(given)
+        order = "device_fp, space_id, setting, kind, name"
+        rows = self._rows(f"SELECT * FROM remarks{where} ORDER BY {order}", values)
+        return [Remark(**dict(row)) for row in rows]
 
     # --- inside
 
@@ -322,7 +333,8 @@ class TableStore:
             )[0][0]
             if sha256_json(parse_json(first)) == sha256_json(data):
                 return False
-            reason = f"a second number for this key in run {measurement.run_id!r}; the first stays"
+            gap = compare(Measurement.from_dict(parse_json(first)), measurement)
+            reason = f"{SECOND_NUMBER} {measurement.run_id!r}; the first stays; {gap}"
         self._connection.execute(
             "INSERT OR IGNORE INTO rejected (content, space_id, device_fp, setting, reason, utc,"
             " body) VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -336,16 +348,21 @@ class TableStore:
             cursor.row_factory = sqlite3.Row
             return cursor.execute(sql, values).fetchall()
 
-    def _read(self, sql: str, values: Sequence[object]) -> Iterator[Measurement]:
+    def _stream(self, sql: str, values: Sequence[object] = ()) -> Iterator[sqlite3.Row]:
         with self._lock, database.translated(self.path):
-            cursor = self._connection.execute(sql, values)
+            cursor = self._connection.cursor()
+            cursor.row_factory = sqlite3.Row
+            cursor.execute(sql, values)
         while True:
             with self._lock, database.translated(self.path):
                 rows = cursor.fetchmany(_ROWS_PER_FETCH)
             if not rows:
                 return
-            for number, body in rows:
-                yield self._measurement("latencies", number, body)
+            yield from rows
+
+    def _read(self, sql: str, values: Sequence[object]) -> Iterator[Measurement]:
+        for number, body in self._stream(sql, values):
+            yield self._measurement("latencies", number, body)
 
     def _measurement(self, table: str, number: int, body: str) -> Measurement:
         try:
@@ -358,20 +375,7 @@ class TableStore:
             ) from None
 
 
-def _where(
-    device_fp: str | None, space_id: str | None, setting: str | None = None
-) -> tuple[str, tuple[str, ...]]:
-    given = {"device_fp": device_fp, "space_id": space_id, "setting": setting}
+def _where(given: Mapping[str, str | None]) -> tuple[str, tuple[str, ...]]:
     chosen = {name: value for name, value in given.items() if value is not None}
     clause = " AND ".join(f"{name} = ?" for name in chosen)
     return (f" WHERE {clause}" if clause else ""), tuple(chosen.values())
-
-
-def _summary(row: dict[str, Any]) -> TableSummary:
-    fields = Fields(parse_json(row.pop("setting")), "setting")
-    return TableSummary(
-        runtime={str(k): str(v) for k, v in fields.object("runtime").items()},
-        threads=fields.integer("threads", minimum=1),
-        cores=fields.integers("cores"),
-        **row,
-    )

@@ -19,6 +19,7 @@ from latency_tables.interchange import Header
 from latency_tables.onnx_writer import to_onnx
 from latency_tables.oracle import Deployment, MeasureJob, Oracle
 from latency_tables.records import Measurement
+from latency_tables.remarks import MEASURED
 from latency_tables.store import SpaceInfo, TableStore
 from pipeline import __version__
 from pipeline.config import DeviceConfig
@@ -294,6 +295,7 @@ def table_header(space: Space, *, created: str, n_measurements: int) -> Header:
         created=created,
         tool_version=__version__,
         n_measurements=n_measurements,
+        labels=(MEASURED,),
     )
 
 

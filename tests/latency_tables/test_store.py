@@ -14,7 +14,9 @@ from latency_tables import database
 from latency_tables.errors import CorruptTableError, ForeignTableError, TableError, UsageError
 from latency_tables.keys import setting_text
 from latency_tables.records import Failure, Verdict
+from latency_tables.remarks import MEASURED, Remark
 from latency_tables.store import SpaceInfo, TableStore, default_table_path
+from latency_tables.summaries import SUMMARY_SQL
 
 FAULT = Verdict(code="THROTTLED", severity="fail", evidence="cooling state 2")
 CRASH = Failure(code="RUN_CRASHED", message="signal 11", blames="candidate")
@@ -306,3 +308,96 @@ def test_the_default_place_follows_the_environment(tmp_path):
     assert default_table_path({"XDG_DATA_HOME": "relative", "HOME": "/h"}).parts[:2] == ("/", "h")
     with pytest.raises(UsageError):
         default_table_path({})
+
+
+def version_1(path):
+    """Make the store at ``path`` look as the first version wrote it."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("DROP TABLE remarks")
+        connection.execute("DROP INDEX latencies_of_table")
+        connection.execute(
+            "CREATE INDEX latencies_of_table ON latencies (device_fp, space_id, setting, utc)"
+        )
+        connection.execute("PRAGMA user_version = 1")
+        connection.commit()
+
+
+def test_a_store_of_the_first_version_is_read_as_it_is_and_brought_up_to_date(
+    path, make_measurement
+):
+    with TableStore(path) as store:
+        store.add(make_measurement())
+    version_1(path)
+    with TableStore(path, read_only=True) as store:
+        assert (store.count(), store.remarks(), len(store.summaries())) == (1, [], 1)
+    with TableStore(path) as store:
+        assert store.count() == 1
+        store.add_remark(REMARK)
+    with TableStore(path, read_only=True) as store:
+        assert store.remarks() == [REMARK]
+
+
+REMARK = Remark(
+    device_fp="d", space_id="s", setting="", kind="accepted", name="signal", value="1", utc="2026"
+)
+
+
+def test_a_remark_replaces_the_one_of_the_same_name(store):
+    store.add_remark(REMARK)
+    later = replace(REMARK, value="2", utc="2027")
+    store.add_remark(later)
+    store.add_remark(replace(REMARK, kind="labels", name=MEASURED))
+    assert store.remarks(kind="accepted") == [later]
+    assert [r.kind for r in store.remarks(device_fp="d", space_id="s")] == ["accepted", "labels"]
+    assert store.remarks(device_fp="other") == []
+
+
+def test_a_summary_tells_device_sessions_claims_acceptances_and_model(
+    store, make_measurement, device
+):
+    store.add_device("local", device)
+    store.add_all(make_measurement(0, run=run) for run in ("r1", "r2"))
+    ours = replace(REMARK, device_fp=device.fingerprint, space_id="space")
+    store.add_remark(ours)
+    store.add_remark(replace(ours, kind="labels", name=MEASURED))
+    store.add_remark(replace(ours, kind="model", name="last", value='{"mape": 0.03}'))
+    (line,) = store.summaries()
+    assert (line.soc, line.n_sessions, line.labels) == ("test", 2, (MEASURED,))
+    assert (line.accepted, line.model) == (("signal",), {"mape": 0.03})
+
+
+def test_a_second_number_far_from_the_first_is_flagged_as_drift(store, make_measurement):
+    store.add_all(make_measurement(0, ms) for ms in (5.0, 5.01, 9.0))
+    near, far = (r.reason for r in store.rejected())
+    assert "DRIFT" not in near
+    assert "DRIFT: 9 ms after 5 ms" in far
+
+
+@pytest.mark.bench
+def test_summaries_of_two_hundred_thousand_rows_take_less_than_a_second(path, make_measurement):
+    with TableStore(path) as store:
+        fill(store, make_measurement(0), 200_000)
+    start = time.perf_counter()
+    with TableStore(path) as store:
+        (line,) = store.summaries()
+    assert time.perf_counter() - start < 1.0
+    assert line.n_networks == 200_000
+
+
+def test_listing_a_table_does_not_read_its_records(store, make_measurement):
+    store.add(make_measurement(0))
+    plan = store._connection.execute(f"EXPLAIN QUERY PLAN {SUMMARY_SQL}").fetchall()
+    assert any("COVERING INDEX latencies_of_table" in row[3] for row in plan)
+
+
+def fill(store, record, n):
+    """``n`` rows that differ by key, with bodies of the usual size."""
+    store.add(record)
+    with store.transaction() as connection:
+        connection.execute(
+            "WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < ?)"
+            " INSERT INTO latencies (key, run_id, space_id, device_fp, setting, utc, body)"
+            " SELECT printf('%064x', i), run_id, space_id, device_fp, setting, utc, body"
+            " FROM n, (SELECT * FROM latencies LIMIT 1)",
+            (n,),
+        )

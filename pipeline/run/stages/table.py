@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,12 @@ from latency_tables import gates
 from latency_tables.arch import Arch
 from latency_tables.errors import LimitError, MissingLatencyError
 from latency_tables.estimate import Estimate
-from latency_tables.files import write_json
+from latency_tables.files import canonical_json, write_json
 from latency_tables.interchange import write_table
 from latency_tables.model import LatencyModel
 from latency_tables.pooling import by_key, pool
 from latency_tables.records import Measurement
+from latency_tables.remarks import MEASURED, Kind, Remark
 from latency_tables.sampler import make_sampler
 from latency_tables.store import Device
 from pipeline.randomness import numpy_generator
@@ -184,7 +186,9 @@ def _about(
         cost_table=context.cost_table,
         device_fp=device.deployment.device_fp,
         accept=context.config.latency.accept,
+        claims_measured=True,
     )
+    _remark(context, device, report, model)
     for gate in report.warnings:
         context.reporter.warn(f"table of {device.name}, gate {gate.name}: {gate.evidence}")
     found = model.diagnostics
@@ -203,6 +207,34 @@ def _about(
         **report.to_dict(),
         "model": model.to_dict(),
     }
+
+
+def _remark(
+    context: RunContext, device: RunDevice, report: gates.GateReport, model: LatencyModel
+) -> None:
+    """Keep in the live table what was accepted, how labels came about, how the model does."""
+    evidence = {gate.name: gate.evidence for gate in report.gates}
+    said: list[tuple[Kind, str, str]] = [
+        ("labels", MEASURED, ""),
+        (
+            "model",
+            "hilnas",
+            canonical_json({**model.diagnostics.to_dict(), "mape": model.diagnostics.loo_mape}),
+        ),
+        *(("accepted", name, evidence.get(name, "")) for name in report.accepted),
+    ]
+    for kind, name, value in said:
+        context.store.add_remark(
+            Remark(
+                device_fp=device.deployment.device_fp,
+                space_id=context.space.space_id,
+                setting=device.deployment.setting,
+                kind=kind,
+                name=name,
+                value=value,
+                utc=datetime.now(UTC).isoformat(timespec="seconds"),
+            )
+        )
 
 
 def load_limits(data: dict[str, Any]) -> tuple[Limit, ...]:
