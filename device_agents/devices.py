@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,28 +101,21 @@ class DeviceSpec:
         return self.threads > 1 if self.spinning is None else self.spinning
 
 
-def in_work_folder(device: DeviceSpec, work_dir: Path) -> DeviceSpec:
-    """The device with ``work_dir`` as its work folder where it is this machine.
-
-    >>> in_work_folder(DeviceSpec(name="local"), Path("/tmp/agent")).workdir.name
-    'agent'
-    """
-    return replace(device, workdir=work_dir) if device.transport == "local" else device
-
-
 BUILT_IN = {"local": DeviceSpec(name="local")}
 
 
-def load_device(name: str, inventory: Mapping[str, DeviceSpec] | None = None) -> DeviceSpec:
-    """Find a device by name, in ``inventory`` first. Raises UsageError naming those that exist.
+def load_device(name: str) -> DeviceSpec:
+    """A built-in device by name; boards are in :class:`device_agents.inventory.Inventory`.
+
+    Raises UsageError naming those that exist.
 
     >>> load_device("local").transport
     'local'
     """
-    known = {**BUILT_IN, **(inventory or {})}
-    if name not in known:
-        raise UsageError(f"device {name!r} does not exist; there are: {', '.join(sorted(known))}")
-    return known[name]
+    if name not in BUILT_IN:
+        known = ", ".join(sorted(BUILT_IN))
+        raise UsageError(f"device {name!r} does not exist; there are: {known}")
+    return BUILT_IN[name]
 
 
 def default_workdir() -> Path:
