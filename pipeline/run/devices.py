@@ -172,24 +172,34 @@ def measure_on_all(
     """
     asked = [(device, archs) for device, archs in wanted if archs]
     boards = [(d, archs) for d, archs in asked if not d.measurer.transport.exclusive]
-    for device, archs in asked if len(boards) < 2 else [a for a in asked if a not in boards]:
-        device.measure(archs, on_progress)
-    if len(boards) < 2:
-        return
+    together = boards if len(boards) > 1 else []
+    for device, archs in asked:
+        if (device, archs) not in together:
+            device.measure(archs, on_progress)
+    if together:
+        _measure_together(together, on_progress, on_note)
+
+
+def _measure_together(
+    wanted: Sequence[tuple[RunDevice, Sequence[Arch]]],
+    on_progress: Callable[[Progress], None],
+    on_note: Callable[[str], None],
+) -> None:
+    """Measure on several boards at the same time."""
     shared = _Sum(on_progress)
-    for device, _ in boards:
+    for device, _ in wanted:
         device.measurer.on_progress = shared.of(device.name)
-    members = {device.name: Member(device.measurer) for device, _ in boards}
+    members = {device.name: Member(device.measurer) for device, _ in wanted}
     try:
         with Pool(members, on_note=on_note) as pool:
             tickets = [
                 pool.submit([measure_job(d.space, arch) for arch in archs], to=d.name)
-                for d, archs in boards
+                for d, archs in wanted
             ]
             for ticket in tickets:
                 pool.collect(ticket)
     finally:
-        for device, _ in boards:
+        for device, _ in wanted:
             device.measurer.on_progress = None
 
 
