@@ -7,12 +7,16 @@ Counting rules, fixed once for the whole project:
 * Activation bytes = what operators write. Views (reshapes) write nothing, and an element-wise
   operator whose operand nobody else reads works in place.
 * The peak of activation memory is the largest sum of live tensors over the operators in order.
+* Elements of a kind = what operators of that kind write: 1x1 convolutions, depthwise ones, pooling
+  with a window (a global pool reads its input once and writes next to nothing), and products of a
+  tensor with a smaller computed one that gates it, as in squeeze-and-excitation. Such operators
+  move memory far more than they multiply, so MACs say little about their time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from latency_tables.graph import Graph, Node, Section
 
@@ -23,6 +27,8 @@ VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
 IN_PLACE = frozenset(
     {"Relu", "Clip", "HardSwish", "HardSigmoid", "Sigmoid", "LeakyRelu", "Tanh", "Erf", "Softmax"}
 )
+WINDOWS = frozenset({"AveragePool", "MaxPool"})
+"""Operators that pool over a window."""
 
 UNITS = {
     "macs": "MAC",
@@ -35,6 +41,10 @@ UNITS = {
     "activation_peak_bytes": "byte",
     "activation_elements": "element",
     "n_operators": "operator",
+    "elements_pointwise": "element",
+    "elements_depthwise": "element",
+    "elements_pooled": "element",
+    "elements_gated": "element",
 }
 """Name and unit of every cost of a graph; all add up over a chain but the peak."""
 
@@ -49,12 +59,16 @@ def gemm_macs(operand: Shape, output: Shape) -> int:
     return math.prod(output) * operand[-1]
 
 
+def conv_kind(node: Node, weight: Shape) -> str:
+    """``depthwise``, ``pointwise`` or ``spatial``: a convolution with weight (O, I/groups, *k)."""
+    if node.attribute("group", 1) > 1 and weight[1] == 1:
+        return "depthwise"
+    return "pointwise" if math.prod(weight[2:]) == 1 else "spatial"
+
+
 def _conv(node: Node, shapes: Shapes) -> tuple[str, int]:
     weight, output = shapes[node.inputs[1]], shapes[node.outputs[0]]
-    macs = conv_macs(weight, output)
-    if node.attribute("group", 1) > 1 and weight[1] == 1:
-        return "macs_depthwise", macs
-    return ("macs_pointwise" if math.prod(weight[2:]) == 1 else "macs_spatial"), macs
+    return f"macs_{conv_kind(node, weight)}", conv_macs(weight, output)
 
 
 def _matmul(node: Node, shapes: Shapes) -> tuple[str, int]:
@@ -67,6 +81,26 @@ MACS: dict[str, Callable[[Node, Shapes], tuple[str, int]]] = {
     "MatMul": _matmul,
 }
 """Operator → (column, MACs). Operators that are not named here cost no MACs."""
+
+
+def elements_column(node: Node, shapes: Shapes, computed: Collection[str]) -> str | None:
+    """Column that counts what ``node`` writes, if any; ``computed`` names what is no weight.
+
+    >>> from latency_tables.graph import Node
+    >>> gate = Node(op="Mul", name="gate", inputs=("x", "s"), outputs=("y",))
+    >>> shapes = {"x": (1, 8, 4, 4), "s": (1, 8, 1, 1), "y": (1, 8, 4, 4)}
+    >>> elements_column(gate, shapes, {"x", "s"}), elements_column(gate, shapes, {"x"})
+    ('elements_gated', None)
+    """
+    if node.op == "Conv":
+        kind = conv_kind(node, shapes[node.inputs[1]])
+        return None if kind == "spatial" else f"elements_{kind}"
+    if node.op in WINDOWS:
+        return "elements_pooled"
+    if node.op == "Mul" and all(name in computed for name in node.inputs):
+        sizes = [math.prod(shapes[name]) for name in node.inputs]
+        return "elements_gated" if min(sizes) < max(sizes) else None
+    return None
 
 
 def section_shapes(section: Section) -> dict[str, Shape]:
@@ -87,11 +121,14 @@ def section_costs(section: Section) -> dict[str, int]:
 def _section_costs(section: Section) -> dict[str, int]:
     costs = dict.fromkeys(UNITS, 0)
     shapes = section_shapes(section)
+    computed = {section.input.name, *(v.name for v in section.values)}
     for node in section.nodes:
         if node.op in MACS:
             column, macs = MACS[node.op](node, shapes)
             costs[column] += macs
             costs["macs"] += macs
+        if written_to := elements_column(node, shapes, computed):
+            costs[written_to] += math.prod(shapes[node.outputs[0]])
     storage = _storage(section)
     written = [v for v in section.values if storage[v.name] == v.name]
     costs["weight_bytes"] = sum(p.n_bytes for p in section.parameters)

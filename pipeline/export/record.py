@@ -23,7 +23,7 @@ import copy
 import itertools
 import logging
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -55,9 +55,12 @@ __all__ = [
     "Exported",
     "Fragment",
     "GraphRecorder",
+    "PositionFragments",
     "export_or_fallback",
+    "fragment_costs",
     "graph_of",
     "graph_weights",
+    "position_fragments",
     "record",
     "recorder_of",
     "space_cost_table",
@@ -78,6 +81,10 @@ COLUMNS = (
     Column(name="macs_matmul", unit="MAC"),
     Column(name="n_operators", unit="operator"),
     Column(name="activation_elements", unit="element"),
+    Column(name="elements_pointwise", unit="element"),
+    Column(name="elements_depthwise", unit="element"),
+    Column(name="elements_pooled", unit="element"),
+    Column(name="elements_gated", unit="element"),
 )
 """Columns of a space's cost table."""
 
@@ -156,6 +163,39 @@ def graph_of(space: Space, arch: Arch) -> Graph:
     return recorder_of(space.space_id).graph(space, arch)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PositionFragments:
+    """What may stand at one position: choice indices of ``labels`` → fragment, None if absent."""
+
+    name: str
+    labels: tuple[str, ...]
+    shape: tuple[int, ...]
+    fragments: dict[tuple[int, ...], Fragment | None]
+
+
+def position_fragments(space: Space) -> Iterator[PositionFragments]:
+    """Every position of a space with everything that may stand there, recorded once each.
+
+    Raises:
+        TableTooWideError: a position depends on too many decisions to be tabulated.
+    """
+    recorder = recorder_of(space.space_id)
+    by_label = {d.label: d for d in space.decisions}
+    first = Arch({d.label: d.choices[0] for d in space.decisions})
+    for name, labels in space.positions():
+        shape = tuple(len(by_label[label].choices) for label in labels)
+        if math.prod(shape) > MAX_ENTRIES:
+            raise TableTooWideError(math.prod(shape), MAX_ENTRIES, list(labels))
+        found: dict[tuple[int, ...], Fragment | None] = {}
+        for genes in itertools.product(*(range(n) for n in shape)):
+            choices: dict[str, Choice] = {
+                label: by_label[label].choices[g] for label, g in zip(labels, genes, strict=True)
+            }
+            arch = Arch({**first, **choices})
+            found[genes] = _fragment_at(recorder, space, arch, name, labels)
+        yield PositionFragments(name=name, labels=labels, shape=shape, fragments=found)
+
+
 def space_cost_table(space: Space) -> CostTable:
     """Exact costs of every architecture of a space: one factor per position.
 
@@ -165,33 +205,24 @@ def space_cost_table(space: Space) -> CostTable:
     Raises:
         TableTooWideError: a position depends on too many decisions to be tabulated.
     """
-    recorder = recorder_of(space.space_id)
-    by_label = {d.label: d for d in space.decisions}
-    first = Arch({d.label: d.choices[0] for d in space.decisions})
     factors = []
-    for name, labels in space.positions():
-        shape = tuple(len(by_label[label].choices) for label in labels)
-        if math.prod(shape) > MAX_ENTRIES:
-            raise TableTooWideError(math.prod(shape), MAX_ENTRIES, list(labels))
-        values = np.zeros((*shape, len(COLUMNS)))
-        for genes in itertools.product(*(range(n) for n in shape)):
-            choices: dict[str, Choice] = {
-                label: by_label[label].choices[g] for label, g in zip(labels, genes, strict=True)
-            }
-            arch = Arch({**first, **choices})
-            values[genes] = _position_costs(recorder, space, arch, name, labels)
-        factors.append(Factor(name=name, labels=labels, values=values))
+    for position in position_fragments(space):
+        values = np.zeros((*position.shape, len(COLUMNS)))
+        for genes, fragment in position.fragments.items():
+            if fragment is not None:
+                values[genes] = fragment_costs(position.name, fragment)
+        factors.append(Factor(name=position.name, labels=position.labels, values=values))
     return CostTable(space.decisions, COLUMNS, factors)
 
 
-def _position_costs(
+def _fragment_at(
     recorder: GraphRecorder, space: Space, arch: Arch, name: str, labels: tuple[str, ...]
-) -> list[float]:
-    """One row of a factor: the costs of the segment called ``name``, zeros where it is absent."""
+) -> Fragment | None:
+    """The segment called ``name``, None where ``arch`` leaves it out."""
     segments = space.segments(arch)
     known = {s.name: s for s in segments}
     if name not in known:
-        return [0.0] * len(COLUMNS)
+        return None
     if set(known[name].labels) != set(labels):
         raise SpaceError(
             f"segment {name!r} depends on {known[name].labels}, its position on {labels}"
@@ -202,6 +233,11 @@ def _position_costs(
         if segment.name == name:
             break
         shape = fragment.graph.output.shape
+    return fragment
+
+
+def fragment_costs(name: str, fragment: Fragment) -> list[float]:
+    """Costs of a segment called ``name``, one per column: a row of a factor."""
     placed = compose([(name, fragment.graph)])
     costs: dict[str, float] = {**graph_costs(placed), "params": fragment.n_parameters}
     costs["size_bytes"] = costs["weight_bytes"] + header_bytes(placed)

@@ -65,6 +65,42 @@ def test_macs_are_told_apart_by_kind() -> None:
     assert costs["macs_spatial"] == costs["macs_matmul"] == 0
 
 
+def test_elements_are_told_apart_by_the_kind_of_convolution_that_writes_them() -> None:
+    costs = graph_costs(block())
+    assert costs["elements_depthwise"] == costs["elements_pointwise"] == 4 * 25
+    assert costs["elements_gated"] == costs["elements_pooled"] == 0
+
+
+def scaled(operands: str) -> dict[str, int]:
+    """Costs of a window of 2x2, then one product; ``b`` is global, ``w`` a weight."""
+    picture, pooled = (1, 4, 6, 6), (1, 4, 3, 3)
+    graph = Graph.of(
+        input=Value(name="input", shape=picture),
+        output="y",
+        nodes=[
+            node("MaxPool", "input", "a", kernel_shape=(2, 2), strides=(2, 2)),
+            node("GlobalAveragePool", "a", "b"),
+            node("Mul", operands, "y"),
+        ],
+        values=[Value(name=n, shape=s) for n, s in {"a": pooled, "b": (1, 4, 1, 1)}.items()]
+        + [Value(name="y", shape=pooled)],
+        parameters=[weight("w", 4, 1, 1)],
+    )
+    return graph_costs(graph)
+
+
+def test_a_product_with_a_smaller_computed_tensor_is_a_gate() -> None:
+    assert scaled("a b")["elements_gated"] == scaled("b a")["elements_gated"] == 4 * 9
+
+
+def test_a_product_with_a_weight_or_with_a_tensor_of_its_size_is_no_gate() -> None:
+    assert scaled("a w")["elements_gated"] == scaled("a a")["elements_gated"] == 0
+
+
+def test_a_pool_over_a_window_is_counted_and_a_global_one_is_not() -> None:
+    assert scaled("a b")["elements_pooled"] == 4 * 9
+
+
 def test_an_activation_works_in_place_and_costs_no_memory() -> None:
     picture = 4 * 25 * 4  # bytes
     costs = graph_costs(block())

@@ -13,15 +13,13 @@ from latency_tables.cost_table import Column
 from latency_tables.costs import UNITS
 
 _BYTES = 4
-EXTRA = ("elements_pointwise", "elements_depthwise", "elements_pooled", "elements_gated")
-"""What operators of one kind write; hilnas's own tables do not tell these apart (yet)."""
-NAMES = (*(name for name in UNITS if name != "activation_peak_bytes" and name not in EXTRA), *EXTRA)
+NAMES = tuple(name for name in UNITS if name != "activation_peak_bytes")
 """Every cost of a part that adds up over parts."""
 
 
 def columns() -> list[Column]:
     """Columns of a cost table that holds :meth:`Part.row`."""
-    return [Column(name=name, unit=UNITS.get(name, "element")) for name in NAMES]
+    return [Column(name=name, unit=UNITS[name]) for name in NAMES]
 
 
 class Part:
