@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     )
     from latency_tables.keys import measurement_key, net_id
     from latency_tables.merge import Merged, merge_tables
-    from latency_tables.model import Diagnostics, LatencyModel, Prediction
     from latency_tables.oracle import Deployment, MeasureJob, Measurer, Note, Oracle, Ticket
     from latency_tables.pooling import pool
+    from latency_tables.predictor import Diagnostics, LatencyModel, Prediction
     from latency_tables.ranking import kendall_tau
     from latency_tables.records import (
         DeviceFingerprint,
@@ -125,7 +125,7 @@ _MODULES = {
     ),
     "keys": ("measurement_key", "net_id"),
     "merge": ("Merged", "merge_tables"),
-    "model": ("Diagnostics", "LatencyModel", "Prediction"),
+    "predictor": ("Diagnostics", "LatencyModel", "Prediction"),
     "oracle": ("Deployment", "MeasureJob", "Measurer", "Note", "Oracle", "Ticket"),
     "pooling": ("pool",),
     "ranking": ("kendall_tau",),

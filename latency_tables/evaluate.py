@@ -20,8 +20,8 @@ from latency_tables.arch import Arch
 from latency_tables.cost_table import CostTable
 from latency_tables.errors import MissingLatencyError, UsageError
 from latency_tables.estimate import Estimate
-from latency_tables.model import LatencyModel
 from latency_tables.pooling import by_key, pool
+from latency_tables.predictor import LatencyModel
 from latency_tables.ranking import kendall_tau
 from latency_tables.records import Measurement
 

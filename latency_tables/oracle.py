@@ -33,7 +33,7 @@ from latency_tables.pooling import pool
 from latency_tables.records import Measurement
 
 if TYPE_CHECKING:
-    from latency_tables.model import LatencyModel
+    from latency_tables.predictor import LatencyModel
     from latency_tables.store import TableStore
     from latency_tables.weights_spec import WeightsSpec
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingRegressor
 
-from latency_tables.model import LatencyModel
+from latency_tables.predictor import LatencyModel
 from pipeline.spaces import load_space
 
 N_TRAIN, N_TEST, N_PREDICT = 500, 2_000, 100_000

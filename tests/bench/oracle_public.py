@@ -22,13 +22,22 @@ from typing import Any
 
 import numpy as np
 import sklearn
+from numpy.typing import NDArray
 
 from latency_tables.errors import HilnasError
 from tests.bench.oracle_data import Series, read_folder
 from tests.bench.oracle_data.gating import Verdict, judge
-from tests.bench.oracle_data.rivals import PREDICTORS, takes_priors
+from tests.bench.oracle_data.rivals import PREDICTORS, Predicted, ours, prior
 from tests.bench.oracle_data.scores import interval_scores, point_scores, splits
-from tests.bench.oracle_data.targets import HELP_TARGETS, judged, per_series
+from tests.bench.oracle_data.targets import (
+    N_PRIOR,
+    TRANSFER,
+    TRANSFER_SIZES,
+    is_prior,
+    is_target,
+    judged,
+    per_series,
+)
 
 SIZES = (10, 20, 50, 100, 300, 900)
 RIVALS = ("macs", "ridge", "boosting")
@@ -59,19 +68,47 @@ def evaluate(
                         {**row, "method": f"{method} (failed)", "scores": {}, "note": str(error)}
                     )
                     continue
-                scores = point_scores(found.latency_ms, truth)
-                if found.low_ms is not None and found.high_ms is not None:
-                    scores |= interval_scores(found.latency_ms, found.low_ms, found.high_ms, truth)
-                scores |= {"fit_s": found.fit_s, "predict_s": found.predict_s}
-                rows.append({**row, "scores": scores, "note": found.note})
+                rows.append({**row, "scores": _scores(found, truth), "note": found.note})
     return rows
+
+
+def transfer(
+    targets: Sequence[Series], pool: Sequence[Series], sizes: Sequence[int], n_seeds: int
+) -> list[dict[str, Any]]:
+    """Rows of the model that starts from tables of ``pool``, of N networks of each target."""
+    if not targets or not pool:
+        return []
+    models = {series.name: prior(series, N_PRIOR) for series in pool}
+    rows = []
+    for series in targets:
+        for seed, split in splits(series.groups, n_seeds):
+            for n in sizes:
+                found = ours(series, split.rest[:n], split.test, models)
+                rows.append(
+                    {
+                        "series": series.name,
+                        "seed": seed,
+                        "n": n,
+                        "method": TRANSFER,
+                        "scores": _scores(found, series.latency_ms[split.test]),
+                        "note": found.note,
+                    }
+                )
+    return rows
+
+
+def _scores(found: Predicted, truth: NDArray[np.float64]) -> dict[str, float]:
+    scores = point_scores(found.latency_ms, truth)
+    if found.low_ms is not None and found.high_ms is not None:
+        scores |= interval_scores(found.latency_ms, found.low_ms, found.high_ms, truth)
+    return scores | {"fit_s": found.fit_s, "predict_s": found.predict_s}
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Run everything and print it as it comes (unless only JSON is wanted)."""
     say = (lambda line: print(line, file=sys.stderr, flush=True)) if options.json else _say
     say(machine())
-    found, skipped = read_folder(options.data, live=options.live)
+    found, skipped = read_folder(options.data)
     for line in skipped:
         say(f"skipped {line}")
     rows: list[dict[str, Any]] = []
@@ -89,12 +126,24 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         rows += new
         for line in _table(new, ("ours", *options.rivals)):
             say(line)
+    chosen = [s for s in found if s.name in verdicts and not verdicts[s.name].refused]
+    sizes = [n for n in options.n if n in TRANSFER_SIZES]
+    targets = [s for s in chosen if is_target(s.name)] if not options.gates_only else []
+    pool = [s for s in found if targets and is_prior(s.name) and not judge(s).refused]
+    moved = transfer(targets, pool, sizes, options.seeds)
+    rows += moved
+    if moved:
+        say(f"\nTransfer from {N_PRIOR} networks on each of {len(pool)} other devices")
+        for series in targets:
+            own = [row for row in moved if row["series"] == series.name]
+            say(f"{series.name}")
+            for line in _table(own, (TRANSFER,)):
+                say(line)
     measured = [name for name, verdict in verdicts.items() if verdict.measured]
     return {
         "machine": machine(),
         "sizes": list(options.n),
         "seeds": options.seeds,
-        "live_columns": options.live,
         "skipped": skipped,
         "gates": {
             name: {"refused": v.refused, "measured": v.measured, "failed": v.failed}
@@ -102,8 +151,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         },
         "rows": rows,
         "medians": _medians(rows, measured),
-        "targets": judged(per_series(rows), measured),
-        "transfer": _transfer_note(),
+        "targets": judged(per_series(rows), per_series(rows, method=TRANSFER), measured),
     }
 
 
@@ -164,12 +212,6 @@ def _line(scores: dict[str, float]) -> str:
     return f"{text} {scores['fit_s']:7.2f} {scores['predict_s']:6.3f}"
 
 
-def _transfer_note() -> str:
-    if takes_priors():
-        return "the model takes priors of other devices; the rows here start without any"
-    return f"the model takes no priors: {', '.join(HELP_TARGETS)} start from their own ten networks"
-
-
 def _summary(found: dict[str, Any]) -> list[str]:
     lines = ["\nMedian over measured series"]
     for space in dict.fromkeys(row["space"] for row in found["medians"]):
@@ -177,7 +219,7 @@ def _summary(found: dict[str, Any]) -> list[str]:
         lines.append(f"{space} ({max(row['n_series'] for row in own)} series)")
         named = [{"series": space, **{k: row[k] for k in ("n", "method", "scores")}} for row in own]
         lines += _table(named, list(dict.fromkeys(row["method"] for row in own)))
-    lines += [f"\nTransfer: {found['transfer']}", "\nAccuracy to reach (median over series)"]
+    lines.append("\nAccuracy to reach (median over series)")
     lines.append(f"{'data':<24} {'N':>4} {'score':<10} {'must':>7} {'aim':>7} {'ours':>7}  verdict")
     for row in found["targets"]:
         must, aim, ours = (_share(row[name], row["score"]) for name in ("must", "aim", "ours"))
@@ -223,7 +265,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rivals", default=",".join(RIVALS), help="of macs,ridge,boosting,gp")
     parser.add_argument("--gates-only", action="store_true", help="judge the series, fit nothing")
-    parser.add_argument("--live", action="store_true", help="NB201: columns about live edges, too")
     options = parser.parse_args()
     options.rivals = [name for name in options.rivals.split(",") if name]
     unknown = sorted(set(options.rivals) - set(PREDICTORS))

@@ -17,7 +17,8 @@ import latency_tables
 from latency_tables import *
 with TableStore(Path(tempfile.mkdtemp()) / "tables.sqlite") as store:
     assert store.summaries() == []
-import latency_tables.gates, latency_tables.interchange, latency_tables.oracle, latency_tables.model
+import latency_tables.gates, latency_tables.interchange, latency_tables.oracle
+import latency_tables.predictor
 print("ok")
 """
 

@@ -16,8 +16,8 @@ from latency_tables.errors import (
     UsageError,
 )
 from latency_tables.keys import net_id
-from latency_tables.model import LatencyModel
 from latency_tables.oracle import Deployment, MeasureJob, Oracle
+from latency_tables.predictor import LatencyModel
 from latency_tables.records import Failure, Verdict
 from latency_tables.store import TableStore
 

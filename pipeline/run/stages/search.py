@@ -18,7 +18,7 @@ from latency_tables.arch import Arch
 from latency_tables.cost_table import CostTable
 from latency_tables.files import sha256_file
 from latency_tables.interchange import import_table, read_measurements
-from latency_tables.model import LatencyModel
+from latency_tables.predictor import LatencyModel
 from latency_tables.oracle import Oracle
 from latency_tables.records import Measurement
 from latency_tables.store import TableStore

@@ -21,7 +21,7 @@ from latency_tables.errors import LimitError, MissingLatencyError
 from latency_tables.estimate import Estimate
 from latency_tables.files import canonical_json, write_json
 from latency_tables.interchange import write_table
-from latency_tables.model import LatencyModel
+from latency_tables.predictor import LatencyModel
 from latency_tables.pooling import by_key, pool
 from latency_tables.records import Measurement
 from latency_tables.remarks import MEASURED, Kind, Remark

@@ -22,11 +22,10 @@ ADAPTERS: dict[str, tuple[Reads, Reader]] = {
 _SUFFIXES = (".parquet", ".csv", ".csv.gz")
 
 
-def read_folder(folder: Path, *, live: bool = False) -> tuple[list[Series], list[str]]:
+def read_folder(folder: Path) -> tuple[list[Series], list[str]]:
     """Every series of a folder, and a line about each file that was skipped.
 
-    Measurements of NAS-Bench-201 by index need the file that says which cell an index is; ``live``
-    adds columns about its live edges.
+    Measurements of NAS-Bench-201 by index need the file that says which cell an index is.
     Raises FileNotFoundError where the folder holds no table at all.
     """
     paths = sorted(p for p in folder.iterdir() if p.name.endswith(_SUFFIXES))
@@ -41,13 +40,13 @@ def read_folder(folder: Path, *, live: bool = False) -> tuple[list[Series], list
             if cells is None:
                 skipped.append(f"{name}: no file says which cell an arch_idx is (op_e01..op_e23)")
             else:
-                found += nb201.read_measured(file, cells, live=live)
+                found += nb201.read_measured(file, cells)
             continue
         reader = next((read for reads, read in ADAPTERS.values() if reads(file)), None)
         if reader is None:
             skipped.append(f"{name}: columns of no known space")
             continue
-        series = nb201.read(file, live=live) if reader is nb201.read else reader(file)
+        series = reader(file)
         found += series
         if not series:
             skipped.append(f"{name}: no column of latencies")

@@ -7,8 +7,8 @@ the model standardises. Cells that do not depend on their input are left out: no
 constant.
 
 An edge on no path of operators from input to output is dead; some graph compilers drop it,
-eager PyTorch runs it. ``space(live=True)`` holds the costs of what is left as more columns
-(``live_*``), in one factor over all edges, since an edge lives or dies by the others.
+eager PyTorch runs it. The costs of what is left are columns of their own (``live_*``), in one
+factor over all edges, since an edge lives or dies by the others.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ def reads_measured(file: Columns) -> bool:
     return {"arch_idx", "device", "framework", "task", "lat_ms_median"} <= set(file)
 
 
-def read(file: Columns, *, live: bool = False) -> list[Series]:
+def read(file: Columns) -> list[Series]:
     """One series per column of milliseconds."""
     genes, groups, connected, note = _cells(file)
-    built = space(live=live)
+    built = space()
     return [
         series_of(
             f"nb201/{name.removesuffix('_ms')}",
@@ -64,7 +64,7 @@ def read(file: Columns, *, live: bool = False) -> list[Series]:
     ]
 
 
-def read_measured(file: Columns, cells: Columns, *, live: bool = False) -> list[Series]:
+def read_measured(file: Columns, cells: Columns) -> list[Series]:
     """One series per device, framework and task; ``cells`` is the file that :func:`read` takes."""
     genes, groups, connected, _ = _cells(cells)
     row = {int(index): i for i, index in enumerate(cells["arch_idx"])}
@@ -75,7 +75,7 @@ def read_measured(file: Columns, cells: Columns, *, live: bool = False) -> list[
     latency = file["lat_ms_median"].astype(np.float64)
     variance = file.get("lat_ms_var", np.full(len(at), np.nan)).astype(np.float64)
     half = 1.96 * np.sqrt(np.nan_to_num(variance) / _RUNS)
-    built = space(live=live)
+    built = space()
     found = []
     for name in sorted(set(names.tolist())):
         mine = names == name
@@ -94,7 +94,7 @@ def read_measured(file: Columns, cells: Columns, *, live: bool = False) -> list[
     return found
 
 
-def space(*, live: bool = False) -> Space:
+def space() -> Space:
     """The space with the costs of its edges and nodes; see the top of the module."""
     decisions = [decision(label, OPERATORS) for label in LABELS]
     edge = np.stack([_edge(operator).row() for operator in range(len(OPERATORS))])
@@ -106,7 +106,7 @@ def space(*, live: bool = False) -> Space:
         )
         factors.append(Factor(name=f"node{node}", labels=labels, values=_node(len(labels))))
     table = CostTable(decisions, columns(), factors)
-    return Space(name="nb201", table=_with_live(table) if live else table)
+    return Space(name="nb201", table=_with_live(table))
 
 
 def _with_live(table: CostTable) -> CostTable:

@@ -6,10 +6,9 @@ networks; ours gives intervals, too. None of them is tuned to a data set.
 
 from __future__ import annotations
 
-import inspect
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +18,8 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, WhiteKernel
 from sklearn.linear_model import RidgeCV
 
-from latency_tables.model import LatencyModel
+from latency_tables.predictor import LatencyModel
+from latency_tables.predictor.blend import FORMS, Form
 from tests.bench.oracle_data.series import Series
 
 Array = NDArray[np.float64]
@@ -42,18 +42,15 @@ class Predicted:
 Predictor = Callable[[Series, Integers, Integers], Predicted]
 
 
-def ours(series: Series, train: Integers, test: Integers) -> Predicted:
-    """The model that `hilnas tables build` keeps."""
-    table = series.space.table
-    archs = [table.arch(genes) for genes in series.genes[train]]
+def ours(
+    series: Series,
+    train: Integers,
+    test: Integers,
+    priors: Mapping[str, LatencyModel] | None = None,
+) -> Predicted:
+    """The model that `hilnas tables build` keeps; ``priors`` are models of other devices."""
     began = time.perf_counter()
-    model = LatencyModel.fit(
-        table,
-        archs,
-        series.latency_ms[train],
-        series.groups[train].tolist(),
-        stages=series.space.stages,
-    )
+    model = _fitted(series, train, priors)
     fitted = time.perf_counter()
     found = model.predict_all(series.genes[test], level=LEVEL)
     return Predicted(
@@ -62,13 +59,32 @@ def ours(series: Series, train: Integers, test: Integers) -> Predicted:
         high_ms=found.high_ms,
         fit_s=fitted - began,
         predict_s=time.perf_counter() - fitted,
-        note=str(model.hyper),
+        note=", ".join(f"{form} {share:.0%}" for form, share in model.diagnostics.forms.items()),
     )
 
 
-def takes_priors() -> bool:
-    """Whether the model can start from tables of other devices."""
-    return "priors" in inspect.signature(LatencyModel.fit).parameters
+def prior(series: Series, n: int) -> LatencyModel:
+    """A model of another device, of ``n`` networks by a fixed seed."""
+    chosen = np.random.default_rng(0).permutation(len(series.genes))[:n]
+    return _fitted(series, chosen, None, forms=("table",))
+
+
+def _fitted(
+    series: Series,
+    train: Integers,
+    priors: Mapping[str, LatencyModel] | None,
+    forms: Sequence[Form] = FORMS,
+) -> LatencyModel:
+    table = series.space.table
+    return LatencyModel.fit(
+        table,
+        [table.arch(genes) for genes in series.genes[train]],
+        series.latency_ms[train],
+        series.groups[train].tolist(),
+        stages=series.space.stages,
+        priors=priors,
+        forms=forms,
+    )
 
 
 def macs(series: Series, train: Integers, test: Integers) -> Predicted:

@@ -14,6 +14,24 @@ from typing import Any, Literal
 
 HELP_TARGETS = ("titan_rtx_256", "gold_6226", "fpga", "pixel2", "raspi4", "eyeriss")
 """Devices on which HELP reports ten-sample transfer."""
+TRANSFER = "transfer"
+"""Method of rows of the model that starts from other devices' tables."""
+TRANSFER_SIZES = (10, 20)
+N_PRIOR = 900
+"""Networks of each device that the model starts from."""
+_SAME_HARNESS = ("pixel3",)
+"""Measured by those who measured some of the targets, so never a prior of them."""
+
+
+def is_target(series: str) -> bool:
+    """Whether a series is of a device that HELP transfers to."""
+    return series.startswith("nb201/") and series.removeprefix("nb201/help_") in HELP_TARGETS
+
+
+def is_prior(series: str) -> bool:
+    """Whether a series may be started from: HELP's other devices."""
+    device = series.removeprefix("nb201/help_")
+    return device != series and device not in (*HELP_TARGETS, *_SAME_HARNESS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +85,7 @@ TARGETS = (
     ),
     Target(
         data="NB201 HELP devices",
-        series="transfer",
+        series=TRANSFER,
         n=10,
         score="spearman",
         must=0.935,
@@ -99,14 +117,20 @@ def per_series(
 
 
 def judged(
-    found: Mapping[tuple[str, int], Mapping[str, float]], measured: Sequence[str]
+    found: Mapping[tuple[str, int], Mapping[str, float]],
+    transferred: Mapping[tuple[str, int], Mapping[str, float]],
+    measured: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """Every target with what was reached; ``ours`` is None where no series of it was run."""
+    """Every target with what was reached; ``ours`` is None where no series of it was run.
+
+    ``found`` and ``transferred`` are scores by series and N without and with other devices' tables.
+    """
     rows = []
     for target in TARGETS:
+        scored = transferred if target.series == TRANSFER else found
         values = [
             scores[target.score]
-            for (series, n), scores in found.items()
+            for (series, n), scores in scored.items()
             if n == target.n and target.score in scores and _belongs(target, series, measured)
         ]
         join: Callable[[list[float]], float] = (
@@ -126,9 +150,8 @@ def judged(
 
 
 def _belongs(target: Target, series: str, measured: Sequence[str]) -> bool:
-    if target.series == "transfer":
-        device = series.removeprefix("nb201/help_")
-        return series.startswith("nb201/") and device in HELP_TARGETS
+    if target.series == TRANSFER:
+        return is_target(series)
     return series in measured and fnmatch(series, target.series)
 
 
