@@ -26,11 +26,30 @@ def tables() -> None:
 
 @tables.command()
 @with_job
-def build(as_json: bool, **job: Any) -> None:
-    """Measure networks of the space of a run file on its devices, and fit the latency model."""
+@click.option("--more", type=int, metavar="N", help="Measure N networks that it does not hold yet.")
+@click.option("--until", metavar="TARGET", help="Go on until 'mape<4%' or 'within10>95%' is kept.")
+@click.option("--at-most", default=300, show_default=True, help="Networks where --until gives up.")
+@click.option("--plan", is_flag=True, help="Print how many networks and how long; measure nothing.")
+def build(
+    as_json: bool, more: int | None, until: str | None, at_most: int, plan: bool, **job: Any
+) -> None:
+    """Measure networks of the space of a run file on its devices, and fit the latency model.
+
+    Stopped at any moment, the same command goes on: what is in the table is not measured again.
+    """
+    from pipeline.run.table_target import Extension, parse_target
+
+    target = None if until is None else parse_target(until)
+    extension = Extension(more=more, until=target, at_most=at_most)
     opened = open_job(**job)
-    opened.run(until="table")
-    opened.print_tables(as_json=as_json)
+    from pipeline.run.table_build import build_table, plan_table
+    from pipeline.run.tables import print_times
+
+    if plan:
+        print_times(plan_table(opened, extension), at_most=target is not None, as_json=as_json)
+    else:
+        build_table(opened, extension)
+        opened.print_tables(as_json=as_json)
 
 
 @tables.command()

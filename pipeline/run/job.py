@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,39 +71,25 @@ class Job:
         checkpoints, so that the same call goes on from there.
         """
         from pipeline.run.stages import STAGES
-        from pipeline.training.threads import torch_threads
 
-        with self.folder.locked(), torch_threads(self.source.config.train.threads):
-            write_lock(self.folder.path, self.source)
-            context = self._context()
-            try:
-                run_stages(STAGES, context, until=until)
-            finally:
-                context.close()
+        with self.working() as context:
+            run_stages(STAGES, context, until=until)
 
     def write_report(self) -> None:
         """Write ``report.html`` from what the folder holds."""
         from pipeline.run.stages.report import write_report
 
         self._require_results()
-        with self.folder.locked():
-            context = self._context()
-            try:
-                write_report(context)
-            finally:
-                context.close()
+        with self.folder.locked(), self.context() as context:
+            write_report(context)
 
     def print_plan(self, *, as_json: bool) -> None:
         """Print stages, sizes and estimated times; nothing is trained or measured for keeps."""
         from pipeline.run.plan import make_plan, render
         from pipeline.training.threads import torch_threads
 
-        context = self._context()
-        try:
-            with torch_threads(self.source.config.train.threads):
-                plan = make_plan(context)
-        finally:
-            context.close()
+        with self.context() as context, torch_threads(self.source.config.train.threads):
+            plan = make_plan(context)
         if as_json:
             print(json.dumps(plan.to_dict(), indent=2))
         else:
@@ -120,10 +107,12 @@ class Job:
 
         print_tables(self.folder, as_json=as_json)
 
-    def _context(self) -> RunContext:
+    @contextmanager
+    def context(self) -> Iterator[RunContext]:
+        """The objects of the run, let go of afterwards."""
         from pipeline.run.context import RunContext
 
-        return RunContext(
+        context = RunContext(
             config=self.source.config,
             folder=self.folder,
             base=self.source.base,
@@ -131,6 +120,20 @@ class Job:
             inventory=self.inventory,
             reporter=self.reporter,
         )
+        try:
+            yield context
+        finally:
+            context.close()
+
+    @contextmanager
+    def working(self) -> Iterator[RunContext]:
+        """:meth:`context` for writing into the folder, which is this process's own meanwhile."""
+        from pipeline.training.threads import torch_threads
+
+        with self.folder.locked(), torch_threads(self.source.config.train.threads):
+            write_lock(self.folder.path, self.source)
+            with self.context() as context:
+                yield context
 
     def _require_results(self) -> None:
         if not self.folder.file("manifest.json").exists():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -10,6 +12,9 @@ from rich.table import Table
 
 from device_agents.link.client import clean_text
 from latency_tables.store import TableSummary
+
+if TYPE_CHECKING:
+    from pipeline.run.table_time import TimeEstimate
 
 MAX_SHOWN = 600
 
@@ -44,6 +49,16 @@ def render_summaries(summaries: Sequence[TableSummary], console: Console) -> Non
     for s in summaries:
         for line in details(s):
             console.print(f"  {shown(line)}", soft_wrap=True)
+
+
+def print_times(planned: Sequence[TimeEstimate], *, at_most: bool, as_json: bool) -> None:
+    """What building the tables would take, one line per device."""
+    if as_json:
+        print(json.dumps([estimate.to_dict() for estimate in planned], indent=2))
+        return
+    console = Console()
+    for estimate in planned:
+        console.print(f"{'at most ' if at_most else ''}{shown(str(estimate))}", soft_wrap=True)
 
 
 def details(s: TableSummary) -> list[str]:
