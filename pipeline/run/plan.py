@@ -1,13 +1,14 @@
 """``hilnas run --plan``: stages, sizes and estimated times before anything starts.
 
 Times come from a short probe: two training steps, one scored candidate. What a device needs for
-its measurements follows from the measuring profile.
+its measurements follows from what was measured there before, else from the measuring profile.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,9 @@ from pipeline.run.stage import Stage
 from pipeline.run.stages import STAGES
 from pipeline.run.stages.search import make_scorer
 from pipeline.run.stages.train import fresh_supernet
+from pipeline.run.table_plan import Planner
+from pipeline.run.table_records import n_missing
+from pipeline.run.table_time import duration, planned_time
 
 EXPORT_SECONDS = 10.0
 """Export, check and report: mostly torch's exporter, which hardly depends on the network."""
@@ -60,9 +64,16 @@ def make_plan(context: RunContext) -> Plan:
     stream.close()
     samples, remeasure = context.config.latency.samples, context.config.latency.remeasure
     candidates = context.config.search.n_candidates
-    table = sum(d.measurer.estimate_seconds(samples) for d in context.devices)
-    front = sum(d.measurer.estimate_seconds(remeasure) for d in context.devices)
-    devices = ", ".join(d.name for d in context.devices)
+    archs = Planner(context).first(samples)
+    tables = [
+        planned_time(d, partial(n_missing, d, archs), otherwise=len(archs)) for d in context.devices
+    ]
+    config = context.config.search
+    while_searching = {"front": 0, "refine": config.refine_budget, "all": candidates}
+    n_measured = while_searching[config.measure] + remeasure
+    measuring = sum(
+        planned_time(d, lambda: n_measured, otherwise=n_measured).seconds for d in context.devices
+    )
     sizes = ", ".join(f"{name} {size}" for name, size in context.splits.sizes.items())
     macs = profile["costs"]["macs"]
     planned = {
@@ -71,13 +82,13 @@ def make_plan(context: RunContext) -> Plan:
             f"{profile['size']:.4g} networks, {macs['min'] / 1e6:.2f} to "
             f"{macs['max'] / 1e6:.2f} M MACs", 1.0,
         ),
-        "table": (f"{samples} networks on {devices}", table),
+        "table": ("; ".join(map(str, tables)), sum(t.seconds for t in tables)),
         "train": (
             f"{steps} steps of {context.config.train.batch_size} images", steps * step_seconds,
         ),
         "search": (
-            f"{candidates} candidates, {remeasure} measured again",
-            candidates * score_seconds + front,
+            f"{candidates} candidates, at most {n_measured} measured on each device",
+            candidates * score_seconds + measuring,
         ),
         "export": ("ONNX, parity, manifest", EXPORT_SECONDS),
         "check": ("hash, golden outputs, test accuracy", 1.0),
@@ -124,11 +135,11 @@ def render(plan: Plan, console: Console) -> None:
     table.add_column("what")
     table.add_column("about", justify="right")
     for stage in plan.stages:
-        about = "up to date" if stage.up_to_date else _duration(stage.seconds)
+        about = "up to date" if stage.up_to_date else duration(stage.seconds)
         table.add_row(stage.name, escape(stage.what), about)
     console.print(table)
     total = sum(stage.seconds for stage in plan.stages)
-    console.print(f"in all about {_duration(total)}, in {escape(plan.folder)}")
+    console.print(f"in all about {duration(total)}, in {escape(plan.folder)}")
 
 
 def _is_done(context: RunContext, stage: Stage) -> bool:
@@ -136,12 +147,6 @@ def _is_done(context: RunContext, stage: Stage) -> bool:
         return context.folder.up_to_date(stage.name, stage.fingerprint(context))
     except RunError:
         return False  # a stage before it has not run, so what it would read is not known
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _finish(device: torch.device) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Method = Literal["evolution", "random"]
-Measured = Literal["front", "all"]
+Measured = Literal["front", "refine", "all"]
+
+_PLANNED_LENGTH = ("generations", "evaluations")
 
 _QUANTILE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
 
@@ -47,8 +49,11 @@ class SearchConfig(_Section):
     evaluations: int = Field(default=100, ge=1, le=10_000_000)
     """Candidates of method "random"."""
     measure: Measured = "front"
-    """What is measured live: the front, while the search works with the table's predictions; or
-    all candidates, on the boards, while the host scores them."""
+    """What is measured live besides the front, which always is. "front": nothing, the search works
+    with the table's predictions. "refine": after each generation the candidates whose measurement
+    decides most; the latency model learns from them. "all": every candidate."""
+    refine_budget: int = Field(default=40, ge=1, le=1_000_000)
+    """Networks that "refine" may measure on each device, in the whole search."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -70,6 +75,19 @@ class SearchConfig(_Section):
         if self.method == "random":
             return self.evaluations
         return self.population * (1 + self.generations)
+
+    def in_use(self) -> dict[str, Any]:
+        """JSON-ready settings without those that the way of measuring does not read.
+
+        >>> "refine_budget" in SearchConfig().in_use()
+        False
+        """
+        unused = () if self.measure == "refine" else ("refine_budget",)
+        return self.model_dump(mode="json", exclude=set(unused))
+
+    def lineage(self) -> dict[str, Any]:
+        """What the candidates of a generation depend on: not how many generations are planned."""
+        return {k: v for k, v in self.in_use().items() if k not in _PLANNED_LENGTH}
 
 
 class LimitsConfig(_Section):

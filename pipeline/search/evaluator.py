@@ -99,7 +99,7 @@ class Evaluator:
         self.cache = AccuracyCache() if cache is None else cache
         self.n_scored, self.n_cached = 0, 0
         self._score = score
-        # one answer per architecture for the whole search: asking twice must not give two verdicts
+        # one answer per architecture while sources stay: asking twice must not give two verdicts
         self._screened: dict[Arch, Candidate] = {}
         for limit in latency_limits(limits):
             if limit.device not in self.latency:
@@ -142,6 +142,14 @@ class Evaluator:
         """Take over candidates screened earlier (a journal's), so that their numbers stay."""
         for candidate in candidates:
             self._screened[candidate.arch] = candidate
+
+    def ask_instead(self, sources: Mapping[str, LatencySource]) -> None:
+        """Ask other sources on these devices from now on; verdicts so far are forgotten.
+
+        Whoever keeps candidates screens them again, so that one search knows one verdict of each.
+        """
+        self.latency.update(sources)
+        self._screened.clear()
 
     def rejudge(
         self, candidate: Candidate, answers: Mapping[str, Estimate | DeviceError]

@@ -10,6 +10,8 @@ is done again.
 ``search`` (first)      schema and identity: what must be equal for the journal to be continued
 ``generation``          the candidates asked, with costs and latencies as they were screened
 ``score``               accuracy of one candidate of the generation above
+``refinement``          which candidates devices are to measure after the generation above, and
+                        what was predicted of them
 ``measurement``         what a device said live about one subnet, while searching or of the front
 ======================  ==========================================================================
 """
@@ -33,10 +35,15 @@ from latency_tables.estimate import Estimate
 from latency_tables.files import canonical_json
 from pipeline.search.evaluation import Candidate, Score
 
-SCHEMA = 2
+SCHEMA = 3
+READABLE = (2, 3)
+"""Journals of schema 2 lack refinements and are otherwise the same."""
 
 Phase = Literal["search", "front"]
 """When a subnet was measured: as a candidate, or again as a point of the front."""
+
+Refinement = Mapping[str, Mapping[Arch, Estimate]]
+"""Candidates to be measured, by device, in the order wanted; with what was predicted of them."""
 
 
 class Journal:
@@ -97,6 +104,15 @@ class Journal:
         """Every live answer of a device about a subnet in a phase, in order."""
         return list(self._content.measurements.get((phase, device, arch), ()))
 
+    def refinement(self, generation: int) -> Refinement | None:
+        """What was to be measured after a generation; None if that was not journalled."""
+        return self._content.refinements.get(generation)
+
+    @property
+    def refinements(self) -> Mapping[int, Refinement]:
+        """All refinements by generation."""
+        return self._content.refinements
+
     # -- writing ----------------------------------------------------------------------------------
 
     def asked(self, generation: int, candidates: Sequence[Candidate]) -> None:
@@ -118,6 +134,21 @@ class Journal:
             {"kind": "score", "generation": generation, "index": index, "score": score.to_dict()}
         )
         self._content.scores[generation].append(score)
+
+    def refining(self, generation: int, wanted: Refinement) -> None:
+        """Note what is about to be measured; on disk when this returns."""
+        self._log.append(
+            {
+                "kind": "refinement",
+                "generation": generation,
+                "wanted": {
+                    device: [{"arch": dict(a), "predicted": e.to_dict()} for a, e in asked.items()]
+                    for device, asked in wanted.items()
+                },
+            }
+        )
+        self._content.refinements[generation] = {d: dict(asked) for d, asked in wanted.items()}
+        self.sync()
 
     def measurement(
         self, phase: Phase, device: str, arch: Arch, result: Estimate | DeviceError
@@ -165,9 +196,11 @@ class Content:
         self.generations: list[list[Candidate]] = []
         self.scores: list[list[Score]] = []
         self.measurements: dict[tuple[Phase, str, Arch], list[Estimate | DeviceError]] = {}
+        self.refinements: dict[int, Refinement] = {}
         read = {
             "generation": self._generation,
             "score": self._score,
+            "refinement": self._refinement,
             "measurement": self._measurement,
         }
         for line in lines:
@@ -194,6 +227,21 @@ class Content:
         ):
             raise ValueError(f"score {index} of generation {generation} does not follow")
         self.scores[generation].append(Score(**data["score"]))
+
+    def _refinement(self, data: dict[str, Any]) -> None:
+        generation = data["generation"]
+        if (
+            generation != len(self.generations) - 1
+            or len(self.scores[generation]) != len(self.generations[generation])
+            or generation in self.refinements
+        ):
+            raise ValueError(f"refinement of generation {generation} does not follow")
+        self.refinements[generation] = {
+            str(device): {
+                Arch.from_dict(w["arch"]): Estimate.from_dict(w["predicted"]) for w in wanted
+            }
+            for device, wanted in data["wanted"].items()
+        }
 
     def _measurement(self, data: dict[str, Any]) -> None:
         if data["phase"] not in ("search", "front"):
@@ -223,8 +271,9 @@ def read_journal(path: Path) -> Content:
 
 
 def _check_identity(path: Path, first: Line, identity: dict[str, Any]) -> None:
-    if first.record.get("kind") != "search" or first.record.get("schema") != SCHEMA:
-        raise damaged(path, first.number, f"it must name kind 'search' and schema {SCHEMA}")
+    if first.record.get("kind") != "search" or first.record.get("schema") not in READABLE:
+        schemas = " or ".join(map(str, READABLE))
+        raise damaged(path, first.number, f"it must name kind 'search' and schema {schemas}")
     there = first.record.get("identity")
     if there != identity:
         known = there if isinstance(there, dict) else {}

@@ -1,4 +1,4 @@
-"""The search loop: ask, screen, journal, score, journal, tell; and the same again after a kill.
+"""The search loop: ask, screen, journal, score, journal, tell, refine; the same after a kill.
 
 Results are told in ask order at the end of a generation. What the journal holds is taken from
 there, so a resumed search tells its searcher exactly what it was told before, evaluates nothing
@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 from latency_tables.errors import LimitError
@@ -20,14 +21,13 @@ from pipeline.search.evolution import EvolutionSearch
 from pipeline.search.in_loop import InLoop
 from pipeline.search.journal import Journal
 from pipeline.search.random_search import RandomSearch
+from pipeline.search.refiner import Refiner
 from pipeline.search.searcher import Propose, Searcher
 
 METHODS: dict[str, type[EvolutionSearch] | type[RandomSearch]] = {
     "evolution": EvolutionSearch,
     "random": RandomSearch,
 }
-
-_PLANNED_LENGTH = ("generations", "evaluations")  # may be raised later, so no part of the identity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +83,7 @@ def search_identity(
     return {
         "space": space_id,
         "seed": seed,
-        "method": config.model_dump(mode="json", exclude=set(_PLANNED_LENGTH)),
+        "method": config.lineage(),
         **evaluator.identity(),
     }
 
@@ -94,6 +94,7 @@ def search(
     journal: Journal,
     *,
     in_loop: InLoop | None = None,
+    refiner: Refiner | None = None,
     n_total: int = 0,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> SearchResult:
@@ -103,7 +104,9 @@ def search(
         searcher: fresh; the journal's generations are told to it first.
         evaluator: screens and scores.
         journal: open; belongs to this search.
-        in_loop: measures every candidate while it is scored; without it, latencies stay predicted.
+        in_loop: measures every candidate while it is scored; without it and a refiner, latencies
+            stay predicted.
+        refiner: measures after each generation where that decides most.
         n_total: planned number of candidates, for the progress.
         on_progress: called after every candidate.
 
@@ -158,6 +161,9 @@ def search(
                 replace(e, candidate=c) for e, c in zip(evaluations, measured, strict=True)
             ]
         searcher.tell(evaluations)
+        if refiner is not None:
+            searcher.revise(refiner.refine(generation, searcher.archive))
+            best = reduce(_better, searcher.archive, None)
     if not searcher.archive:
         raise nothing_feasible(evaluator)
     return SearchResult(

@@ -3,7 +3,8 @@
 A searcher is told whole generations, in the order it asked. ``ask`` changes nothing: asked again
 it gives the same candidates, because its random numbers come from (seed, generation) and its
 choices from what it was told. So its state is its archive, and resuming means telling it the
-journalled generations again.
+journalled generations again. Where latencies become known better on the way, it is told the whole
+archive anew.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from latency_tables.arch import Arch
-from latency_tables.errors import RunError
+from latency_tables.errors import RunError, UsageError
 from pipeline.randomness import numpy_generator
 from pipeline.search.config import SearchConfig
 from pipeline.search.evaluation import Evaluation
@@ -78,6 +79,10 @@ class Searcher(Protocol):
         """Evaluations of the generation that was asked for, in the order asked."""
         ...
 
+    def revise(self, archive: Sequence[Evaluation]) -> None:
+        """The archive once more, in its order, with latencies that are known better now."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """JSON-ready state; :meth:`load_state_dict` goes on from it exactly."""
         ...
@@ -132,6 +137,12 @@ class ArchiveSearcher:
         self._archive.extend(evaluations)
         self._seen.update(self.space.canonical(e.arch) for e in evaluations)
         self._generation += 1
+
+    def revise(self, archive: Sequence[Evaluation]) -> None:
+        """Take over better latencies. Raises UsageError unless it holds the same candidates."""
+        if [e.arch for e in archive] != [e.arch for e in self._archive]:
+            raise UsageError("a revised archive must hold the candidates that were told, in order")
+        self._archive = list(archive)
 
     def best(self, n: int) -> list[Evaluation]:
         """The n best so far: feasible before infeasible, then accuracy, then first come."""

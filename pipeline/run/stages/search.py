@@ -1,24 +1,25 @@
 """Stage ``search``: evolve subnets under the limits, measure the front, name the winner.
 
-While it runs, latencies come from the run's frozen table and the model fitted on it, and with
-``measure = "all"`` from the boards themselves; the journal ``search.jsonl`` holds every score and
+While it runs, latencies come from the run's frozen table and the model fitted on it. With
+``measure = "refine"`` devices measure where that decides most and the model learns from it, with
+``measure = "all"`` they measure every candidate; the journal ``search.jsonl`` holds every score and
 measurement before the searcher is told of it, ``boards.jsonl`` what boards finished meanwhile.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from latency_tables import LatencyModel
 from latency_tables.arch import Arch
 from latency_tables.cost_table import CostTable
 from latency_tables.files import sha256_file
 from latency_tables.interchange import import_table, read_measurements
-from latency_tables.predictor import LatencyModel
 from latency_tables.oracle import Oracle
 from latency_tables.records import Measurement
 from latency_tables.store import TableStore
@@ -26,16 +27,18 @@ from pipeline.randomness import numpy_generator
 from pipeline.run.background import background_sources
 from pipeline.run.context import RunContext
 from pipeline.run.devices import RunDevice, reference_of
+from pipeline.run.relearning import Relearning
 from pipeline.run.stage import Stage
 from pipeline.run.stages.table import load_limits, write_records
 from pipeline.search.evaluation import Evaluation
 from pipeline.search.evaluator import Evaluator, LatencySource
 from pipeline.search.front import Front, choose_winner
-from pipeline.search.in_loop import InLoop
+from pipeline.search.in_loop import BackgroundSource, InLoop
 from pipeline.search.journal import Journal
 from pipeline.search.limits import Limit
 from pipeline.search.measuring import LiveMeasurer
 from pipeline.search.operators import random_genes, sizes_of
+from pipeline.search.refiner import Refiner, refined
 from pipeline.search.run_search import Progress, make_searcher, search, search_identity
 from pipeline.search.searcher import Propose
 from pipeline.search.sources import exact_proposer, live_source, oracle_source
@@ -80,8 +83,8 @@ def run_search(context: RunContext) -> None:
         }
         identity["table"] = sha256_file(context.folder.file("table.jsonl"))
         with Journal.open(context.folder.file("search.jsonl"), identity) as journal:
-            with _loop(context, evaluator, journal) as in_loop:
-                archive = _search(context, evaluator, journal, models, in_loop)
+            with _boards(context) as sources:
+                archive = _search(context, evaluator, journal, models, sources, frozen)
             front = _measure_front(context, archive, journal, limits)
     front.write(context.folder.file("front.json"))
     _freeze_measurements(context, front)
@@ -105,31 +108,56 @@ def make_scorer(context: RunContext, supernet: Supernet) -> Scorer:
 
 
 def _predictions(
-    context: RunContext, models: dict[str, LatencyModel], frozen: TableStore
+    context: RunContext, models: Mapping[str, LatencyModel], frozen: TableStore
 ) -> dict[str, LatencySource]:
     """By device: the run's frozen table, else the model. Nothing is measured here."""
-    sources: dict[str, LatencySource] = {}
-    for device in context.devices:
-        oracle = Oracle(
-            frozen,
-            device.deployment,
-            identify=partial(net_id, context.space),
-            model=models[device.name],
-        )
-        sources[device.name] = oracle_source(oracle)
-    return sources
+    return {d.name: _prediction(context, d, models[d.name], frozen) for d in context.devices}
+
+
+def _prediction(
+    context: RunContext, device: RunDevice, model: LatencyModel, frozen: TableStore
+) -> LatencySource:
+    oracle = Oracle(frozen, device.deployment, identify=partial(net_id, context.space), model=model)
+    return oracle_source(oracle)
 
 
 @contextmanager
-def _loop(context: RunContext, evaluator: Evaluator, journal: Journal) -> Iterator[InLoop | None]:
-    """What measures every candidate, where the run asks for that."""
-    if context.config.search.measure != "all":
-        yield None
+def _boards(context: RunContext) -> Iterator[Mapping[str, BackgroundSource]]:
+    """What measures during the search; nothing where the run asks for the front only."""
+    if context.config.search.measure == "front":
+        yield {}
         return
     file = context.folder.file("boards.jsonl")
     warn = context.reporter.warn
     with background_sources(context.devices, journal=file, on_note=warn) as sources:
-        yield InLoop(sources=sources, evaluator=evaluator, journal=journal)
+        yield sources
+
+
+def _refiner(
+    context: RunContext,
+    evaluator: Evaluator,
+    journal: Journal,
+    models: Mapping[str, LatencyModel],
+    sources: Mapping[str, BackgroundSource],
+    frozen: TableStore,
+) -> Refiner:
+    """Refits the model of each device with what the search measures on it."""
+    table = read_measurements(context.folder.file("table.jsonl"))
+    return Refiner(
+        sources=sources,
+        refit={
+            d.name: Relearning(
+                model=models[d.name],
+                table=tuple(m for m in table if m.device_name == d.name),
+                store=context.store,
+                predictions=partial(_prediction, context, d, frozen=frozen),
+            )
+            for d in context.devices
+        },
+        evaluator=evaluator,
+        journal=journal,
+        budget=context.config.search.refine_budget,
+    )
 
 
 def _search(
@@ -137,9 +165,12 @@ def _search(
     evaluator: Evaluator,
     journal: Journal,
     models: dict[str, LatencyModel],
-    in_loop: InLoop | None,
+    sources: Mapping[str, BackgroundSource],
+    frozen: TableStore,
 ) -> tuple[Evaluation, ...]:
     config = context.config.search
+    in_loop = InLoop(sources=sources, evaluator=evaluator, journal=journal)
+    refiner = _refiner(context, evaluator, journal, models, sources, frozen)
     searcher = make_searcher(
         config,
         evaluator,
@@ -158,7 +189,8 @@ def _search(
             searcher,
             evaluator,
             journal,
-            in_loop=in_loop,
+            in_loop=in_loop if config.measure == "all" else None,
+            refiner=refiner if config.measure == "refine" else None,
             n_total=config.n_candidates,
             on_progress=show,
         )
@@ -167,6 +199,10 @@ def _search(
         f"  {result.n_evaluated} candidates ({result.n_scored} scored now, "
         f"{result.n_replayed} from the journal) in {result.seconds:.1f} s{ended}"
     )
+    if config.measure == "refine":
+        for device in context.devices:
+            table = _prediction(context, device, models[device.name], frozen)
+            context.reporter.say(f"  {device.name}: {refined(journal, device.name, table)}")
     return result.archive
 
 
@@ -236,11 +272,7 @@ def _freeze_measurements(context: RunContext, front: Front) -> None:
 
 def _lineage(context: RunContext) -> dict[str, object]:
     """What the journal depends on: not how long the search is, nor how much is measured again."""
-    config = context.config.search
-    return {
-        "search": config.model_dump(mode="json", exclude={"generations", "evaluations"}),
-        "seed": context.config.seed,
-    }
+    return {"search": context.config.search.lineage(), "seed": context.config.seed}
 
 
 SEARCH = Stage(
@@ -248,7 +280,7 @@ SEARCH = Stage(
     title="searching under the limits",
     run=run_search,
     settings=lambda context: {
-        "search": context.config.search.model_dump(mode="json"),
+        "search": context.config.search.in_use(),
         "remeasure": context.config.latency.remeasure,
         "seed": context.config.seed,
     },

@@ -21,6 +21,7 @@ from pipeline.search.evaluator import Evaluator
 from pipeline.search.in_loop import BackgroundSource, InLoop
 from pipeline.search.journal import Journal
 from pipeline.search.limits import Limit
+from pipeline.search.refiner import Refiner
 from pipeline.search.run_search import (
     Progress,
     SearchResult,
@@ -105,6 +106,7 @@ class World:
         on_progress: Callable[[Progress], None] | None = None,
         evaluator: Evaluator | None = None,
         boards: Mapping[str, BackgroundSource] | None = None,
+        refiner: Callable[[Evaluator, Journal], Refiner] | None = None,
         **options: Any,
     ) -> SearchResult:
         evaluator = evaluator or self.evaluator(*limits)
@@ -117,6 +119,7 @@ class World:
                 evaluator,
                 journal,
                 in_loop=loop if boards else None,
+                refiner=refiner(evaluator, journal) if refiner else None,
                 on_progress=on_progress,
             )
 

@@ -2,8 +2,9 @@ import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
-from pipeline.search.config import SearchConfig
+from pipeline.search.config import Measured, SearchConfig
 from pipeline.search.evaluator import Evaluator
 from pipeline.search.front import choose_winner
 from pipeline.search.journal import Journal
@@ -13,6 +14,18 @@ from pipeline.search.run_search import make_searcher, search, search_identity
 from pipeline.search.sources import oracle_source
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "search.md"
+
+
+def test_the_table_of_keys_is_that_of_the_settings():
+    section = PAGE.read_text().split("| key of `[search]`")[1].split("\n\n")[0]
+    rows = re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", section, flags=re.MULTILINE)
+    known = {name: field.default for name, field in SearchConfig.model_fields.items()}
+    assert {name: json.loads(default) for name, default in rows} == known
+
+
+def test_the_page_names_every_way_of_measuring():
+    section = PAGE.read_text().split("| `measure` | measured during")[1].split("\n\n")[0]
+    assert re.findall(r'^\| `"(\w+)"`', section, flags=re.MULTILINE) == list(get_args(Measured))
 
 
 def test_the_example_of_the_documentation_runs(world, tmp_path):

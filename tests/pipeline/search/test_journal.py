@@ -91,6 +91,23 @@ def test_a_journal_of_other_limits_is_refused(make_world, journal_path):
         make_world().run(journal_path, TINY, Limit(metric="macs", bound=2e7))
 
 
+def test_a_journal_from_before_there_were_refinements_is_continued(
+    make_world, tmp_path, finished, monkeypatch
+):
+    _, archive = finished
+    with monkeypatch.context() as old:
+        old.setattr("pipeline.search.journal.SCHEMA", 2)
+        make_world().run(tmp_path / "old", TINY, *LIMITS)
+    world = make_world()
+    assert world.run(tmp_path / "old", TINY, *LIMITS).archive == archive
+    assert world.scored.total() == 0
+    with monkeypatch.context() as strange:
+        strange.setattr("pipeline.search.journal.SCHEMA", 9)
+        make_world().run(tmp_path / "new", TINY, *LIMITS)
+    with pytest.raises(RunError, match="schema 2 or 3"):
+        make_world().run(tmp_path / "new", TINY, *LIMITS)
+
+
 def test_a_journal_of_another_seed_is_refused(make_world, journal_path):
     make_world().run(journal_path, TINY, *LIMITS)
     with pytest.raises(RunChangedError, match="different: seed"):
