@@ -13,6 +13,7 @@ import pytest
 
 from device_agents.inventory import change_device
 from pipeline.cli.main import run_cli
+from tests.device_agents.agents import wait_until
 from tests.device_agents.bootstrap.boards import ONNXRUNTIME, make_runtime
 from tests.fakes.ssh_servers import Dropbear, OpenSsh, descendants, make_key, public
 
@@ -71,7 +72,7 @@ def shared(tmp_path_factory):
     """A board that tests leave as it is."""
     with OpenSsh(tmp_path_factory.mktemp("board")) as server:
         yield server
-        assert server.session_pids() == [], "processes were left on the board"
+        assert wait_until(lambda: server.session_pids() == []), "processes were left on the board"
 
 
 @pytest.fixture
