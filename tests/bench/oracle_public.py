@@ -32,6 +32,7 @@ from tests.bench.oracle_data.scores import interval_scores, point_scores, splits
 from tests.bench.oracle_data.targets import (
     N_PRIOR,
     TRANSFER,
+    TRANSFER_SEEDS,
     TRANSFER_SIZES,
     is_prior,
     is_target,
@@ -130,7 +131,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     sizes = [n for n in options.n if n in TRANSFER_SIZES]
     targets = [s for s in chosen if is_target(s.name)] if not options.gates_only else []
     pool = [s for s in found if targets and is_prior(s.name) and not judge(s).refused]
-    moved = transfer(targets, pool, sizes, options.seeds)
+    moved = transfer(targets, pool, sizes, max(options.seeds, TRANSFER_SEEDS))
     rows += moved
     if moved:
         say(f"\nTransfer from {N_PRIOR} networks on each of {len(pool)} other devices")

@@ -17,6 +17,8 @@ HELP_TARGETS = ("titan_rtx_256", "gold_6226", "fpga", "pixel2", "raspi4", "eyeri
 TRANSFER = "transfer"
 """Method of rows of the model that starts from other devices' tables."""
 TRANSFER_SIZES = (10, 20)
+TRANSFER_SEEDS = 10
+"""Ten networks are so few that three draws of them say little."""
 N_PRIOR = 900
 """Networks of each device that the model starts from."""
 _SAME_HARNESS = ("pixel3",)
