@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from latency_tables.predictor.features import LIVE, PHYSICS, Features
 from latency_tables.predictor.hierarchical import Linear
-from latency_tables.predictor.problem import Problem, folds_of
+from latency_tables.predictor.problem import Problem, folds_of, one_thread
 
 Array = NDArray[np.float64]
 Genes = NDArray[np.int64]
@@ -65,7 +65,6 @@ def _columns(features: Features, raw: Array, genes: Genes) -> Array:
 
 def _trees(columns: Array, rest: Array, weights: Array) -> Any:
     from sklearn.ensemble import HistGradientBoostingRegressor
-    from threadpoolctl import threadpool_limits
 
     trees = HistGradientBoostingRegressor(
         max_iter=150,
@@ -75,5 +74,5 @@ def _trees(columns: Array, rest: Array, weights: Array) -> Any:
         early_stopping=False,
         random_state=0,
     )
-    with threadpool_limits(1, user_api="openmp"):  # a few hundred rows: threads would only wait
+    with one_thread():  # also where the trees were the first to load their threads
         return trees.fit(columns, rest, sample_weight=weights)

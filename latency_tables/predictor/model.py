@@ -27,7 +27,7 @@ from latency_tables.predictor import blend, kept
 from latency_tables.predictor.blend import FORMS, Blend, Form, Hyper, Progress
 from latency_tables.predictor.features import LATENCY_COLUMN, Features
 from latency_tables.predictor.intervals import Intervals, Novelty
-from latency_tables.predictor.problem import Problem, Training, relative_errors
+from latency_tables.predictor.problem import Problem, Training, one_thread, relative_errors
 from latency_tables.ranking import kendall_tau
 from latency_tables.records import Measurement
 
@@ -149,7 +149,8 @@ class LatencyModel:
             for name, prior in (priors or {}).items()
         }
         problem = Problem(features=Features(cost_table, stages, told), training=training)
-        return cls(blend.choose(problem, forms, progress))
+        with one_thread():
+            return cls(blend.choose(problem, forms, progress))
 
     @classmethod
     def fit_measurements(
@@ -187,7 +188,8 @@ class LatencyModel:
         """
         training = _training(self._features.table, archs, latency_ms, groups)
         problem = Problem(features=self._features, training=training)
-        return LatencyModel(blend.solve(problem, self.hyper))
+        with one_thread():
+            return LatencyModel(blend.solve(problem, self.hyper))
 
     def relearn_measurements(self, measurements: Iterable[Measurement]) -> LatencyModel:
         """Choose anew on the usable records of one device: same cost table, stages and priors.
@@ -301,7 +303,8 @@ class LatencyModel:
         Raises ForeignTableError for another cost table, CorruptTableError naming the field.
         """
         problem, hyper = kept.from_dict(data, cost_table, least=MIN_NETWORKS)
-        return cls(blend.solve(problem, hyper))
+        with one_thread():
+            return cls(blend.solve(problem, hyper))
 
     # --- inside
 

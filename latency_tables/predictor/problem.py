@@ -7,7 +7,8 @@ and with the weights of a Student-t likelihood, so that outliers do not decide.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -109,6 +110,18 @@ def robust_weights(latency_ms: Array, left_out: Callable[[Array], Array]) -> Arr
     for _ in range(REWEIGHTINGS):
         weights = student_weights(relative_errors(left_out(weights), latency_ms))
     return weights
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Linear algebra of a few hundred networks in one thread.
+
+    On busy cores threads that wait for each other take a hundred times as long.
+    """
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        yield
 
 
 def folds_of(groups: Integers, n_folds: int) -> Integers:
