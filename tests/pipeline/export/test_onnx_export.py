@@ -177,7 +177,7 @@ def test_weights_outside_the_file_are_refused(bundle, tmp_path: Path) -> None:
         describe_onnx(path)
 
 
-@pytest.mark.parametrize("name", ["nasbench_macro", "shufflenetv2"])
+@pytest.mark.parametrize("name", ["nasbench_macro", "shufflenetv2", "proxyless"])
 def test_the_exported_file_has_the_operators_of_the_measured_candidate(
     name: str, tmp_path: Path
 ) -> None:

@@ -42,6 +42,8 @@ TINY = {
     "nasbench_macro": load_space(
         "nasbench_macro", preset="tiny", input_shape=(3, 16, 16), n_classes=10
     ),
+    "mobilenetv2": load_space("mobilenetv2", preset="tiny", input_shape=(1, 8, 8), n_classes=10),
+    "proxyless": load_space("proxyless", preset="tiny", input_shape=(1, 8, 8), n_classes=10),
 }
 SPACES = {f"{name}-{kind}": space for kind, group in (("paper", PAPER), ("tiny", TINY))
           for name, space in group.items()}  # fmt: skip
