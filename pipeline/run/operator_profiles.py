@@ -162,7 +162,15 @@ def with_profiled_column(
 
 
 def profiled_table(space: Space, table: CostTable, times: OperatorTimes) -> CostTable:
-    """``table`` with what the operators of each entry take, fused as the profiles show."""
+    """``table`` with what the operators of each entry take, fused as the profiles show.
+
+    Raises CorruptTableError for a table whose factors are not the space's positions.
+    """
+    positions = {name for name, _ in space.positions()}
+    if others := [f.name for f in table.factors if f.name not in positions]:
+        raise CorruptTableError(
+            f"times of operators are told by position, and the cost table has {', '.join(others)}"
+        )
     values = {}
     for position in position_fragments(space):
         taken = np.zeros(position.shape)

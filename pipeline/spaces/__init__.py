@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 SPACES = {
     "shufflenetv2": "pipeline.spaces.shufflenetv2:shufflenetv2",
     "nasbench_macro": "pipeline.spaces.nasbench_macro:nasbench_macro",
+    "nasbench201": "pipeline.spaces.nasbench201:nasbench201",
     "mobilenetv2": "pipeline.spaces.mobilenetv2:mobilenetv2",
     "mobilenetv2_widths": "pipeline.spaces.mobilenetv2_widths:mobilenetv2_widths",
     "proxyless": "pipeline.spaces.proxyless:proxyless",
