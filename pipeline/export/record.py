@@ -137,13 +137,15 @@ class GraphRecorder:
 
 
 def _built(segment: Segment) -> nn.Module:
-    """The segment's module on the meta device; on the CPU where integer buffers have values."""
+    """The segment's module on the meta device; on the CPU where indices lose their values there."""
     with torch.device("meta"):
         module = segment.build()
     indices = [
         name
         for name, buffer in module.named_buffers()
-        if not buffer.is_floating_point() and not name.endswith("num_batches_tracked")
+        if buffer.device.type == "meta"
+        and not buffer.is_floating_point()
+        and not name.endswith("num_batches_tracked")
     ]
     return segment.build() if indices else module
 

@@ -22,6 +22,7 @@ SPACES = {
     "mobilenetv2": "pipeline.spaces.mobilenetv2:mobilenetv2",
     "mobilenetv2_widths": "pipeline.spaces.mobilenetv2_widths:mobilenetv2_widths",
     "proxyless": "pipeline.spaces.proxyless:proxyless",
+    "autoformer": "pipeline.spaces.autoformer:autoformer",
 }
 
 
