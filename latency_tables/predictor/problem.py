@@ -28,6 +28,8 @@ DEGREES_OF_FREEDOM = 4.0
 """Of the Student-t likelihood (Lange, Little and Taylor 1989 recommend 4)."""
 REWEIGHTINGS = 2
 
+_SCALE_STEPS = 30
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
@@ -104,12 +106,28 @@ def student_weights(errors: Array) -> Array:
     return weights
 
 
+def student_likelihood(errors: Array) -> float:
+    """Log-likelihood of errors (N,) under a Student-t around zero whose scale fits them best."""
+    nu, square = DEGREES_OF_FREEDOM, np.maximum(errors, 1e-9) ** 2
+    scale = float(np.median(square))
+    for _ in range(_SCALE_STEPS):  # expectation maximisation
+        scale = float(((nu + 1.0) / (nu + square / scale) * square).mean())
+    density = -0.5 * (nu + 1.0) * np.log1p(square / (nu * scale)) - 0.5 * np.log(scale)
+    return float(density.sum())
+
+
 def robust_weights(latency_ms: Array, left_out: Callable[[Array], Array]) -> Array:
-    """Weights of outliers (N,): ``left_out`` takes weights and gives left-out predictions (N,)."""
-    weights = np.ones_like(latency_ms)
+    """Weights of outliers (N,): ``left_out`` takes weights and gives left-out predictions (N,).
+
+    All weights are one where networks are foretold better that way: a few that differ from all
+    others for a reason are no outliers.
+    """
+    equal = np.ones_like(latency_ms)
+    plain = errors = relative_errors(left_out(equal), latency_ms)
     for _ in range(REWEIGHTINGS):
-        weights = student_weights(relative_errors(left_out(weights), latency_ms))
-    return weights
+        weights = student_weights(errors)
+        errors = relative_errors(left_out(weights), latency_ms)
+    return weights if student_likelihood(errors) > student_likelihood(plain) else equal
 
 
 @contextmanager
