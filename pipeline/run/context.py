@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 EVAL_BATCH = {"cpu": 128, "cuda": 512}
 """Images per evaluation batch, at most: on a CPU, larger ones leave the cache."""
+HELD_OUT_MB = 1024
+"""A batch on which subnets are compared in every step stays on the device up to this size."""
 MAX_CALIBRATION = 4096
 """Images that batch norm is recalibrated on, at most: algorithms need 2,048 to 8,192."""
 
@@ -120,6 +122,21 @@ class RunContext:
             augment=self.config.data.augment,
             device=self.torch_device,
             workers=self.config.data.workers,
+        )
+
+    def held_out_batch(self, n_images: int) -> EvalBatches:
+        """One batch of at most ``n_images`` on which a strategy compares subnets while it trains.
+
+        They are calibration images: the search scores on others.
+        """
+        indices = self.splits.indices("calibration")[:n_images]
+        return EvalBatches(
+            self.dataset,
+            indices,
+            batch_size=len(indices),
+            device=self.torch_device,
+            channels_last=True,
+            keep_mb=HELD_OUT_MB,
         )
 
     def eval_batches(self, split: str) -> EvalBatches:

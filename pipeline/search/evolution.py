@@ -41,6 +41,8 @@ class EvolutionSearch(ArchiveSearcher):
         parents = self.best(self.config.parents)
         if parents:
             self._children(taken, [e.arch for e in parents])
+        else:
+            self._admit(self.initial, taken, self.config.population)
         self._fill(taken, self.config.population)
         return list(taken.values())
 

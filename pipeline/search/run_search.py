@@ -8,11 +8,12 @@ twice and ends in the same archive.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
+from latency_tables.arch import Arch
 from latency_tables.errors import LimitError
 from pipeline.search.config import SearchConfig
 from pipeline.search.evaluation import Candidate, Evaluation
@@ -64,7 +65,12 @@ class SearchResult:
 
 
 def make_searcher(
-    config: SearchConfig, evaluator: Evaluator, *, seed: int, propose: Propose | None = None
+    config: SearchConfig,
+    evaluator: Evaluator,
+    *,
+    seed: int,
+    propose: Propose | None = None,
+    initial: Sequence[Arch] = (),
 ) -> EvolutionSearch | RandomSearch:
     """The searcher that ``config.method`` names, over the evaluator's space and limits."""
     return METHODS[config.method](
@@ -73,6 +79,7 @@ def make_searcher(
         violations=evaluator.violations,
         seed=seed,
         propose=propose,
+        initial=initial,
     )
 
 

@@ -102,6 +102,7 @@ class ArchiveSearcher:
         violations: the limits; asked before a candidate is proposed.
         seed: root of all random numbers.
         propose: where given, used when random draws run out.
+        initial: where given, evolution starts with those of them that keep the limits, in order.
     """
 
     name = ""
@@ -114,9 +115,10 @@ class ArchiveSearcher:
         violations: Violations,
         seed: int,
         propose: Propose | None = None,
+        initial: Sequence[Arch] = (),
     ) -> None:
         self.config, self.space, self.violations = config, space, violations
-        self.seed, self.propose = seed, propose
+        self.seed, self.propose, self.initial = seed, propose, tuple(initial)
         self.sizes = sizes_of(space.decisions)
         self._archive: list[Evaluation] = []
         self._seen: set[Arch] = set()

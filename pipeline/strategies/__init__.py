@@ -1,7 +1,7 @@
 """Strategies: which subnets a training step sees. This file stays free of torch.
 
 >>> sorted(STRATEGIES)
-['spos']
+['attentivenas', 'fairnas', 'greedynas', 'one_shot', 'sandwich', 'spos', 'sumnas']
 """
 
 from __future__ import annotations
@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 
 # name → module:factory; imported on use, because torch takes a second
 STRATEGIES = {
+    "attentivenas": "pipeline.strategies.attentivenas:attentivenas",
+    "fairnas": "pipeline.strategies.fairnas:fairnas",
+    "greedynas": "pipeline.strategies.greedynas:greedynas",
+    "one_shot": "pipeline.strategies.one_shot:one_shot",
+    "sandwich": "pipeline.strategies.sandwich:sandwich",
     "spos": "pipeline.strategies.spos:spos",
+    "sumnas": "pipeline.strategies.sumnas:sumnas",
 }
 
 

@@ -24,12 +24,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from latency_tables.arch import Arch
 from latency_tables.errors import UsageError
 from latency_tables.sampler import make_sampler
 from pipeline.spaces.base import Space, Supernet
+from pipeline.strategies.options import parse_options
 from pipeline.training.step import OptimizerPlan, Step, Update
 
 PathSampler = Callable[[np.random.Generator], Arch]
@@ -109,15 +110,7 @@ def stratified(space: Space, low: float, high: float, n_bins: int) -> PathSample
 
 def spos(*, space: Space, supernet: Supernet, seed: int, options: Mapping[str, Any]) -> SPOS:
     """Make the strategy. Raises UsageError for options it does not have."""
-    try:
-        given = SPOSOptions.model_validate(dict(options))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        known = ", ".join(SPOSOptions.model_fields)
-        raise UsageError(
-            f"train.options.{where}: {first['msg']}; strategy 'spos' has the options {known}"
-        ) from error
+    given = parse_options(SPOSOptions, options, strategy="spos")
     if given.macs_range is None:
         return SPOS(space)
     return SPOS(space, stratified(space, *given.macs_range, given.macs_bins))

@@ -176,6 +176,7 @@ def _search(
         evaluator,
         seed=context.config.seed,
         propose=_proposer(context, evaluator.limits, models),
+        initial=_candidates(context),
     )
     with context.reporter.bar("searching") as advance:
 
@@ -204,6 +205,16 @@ def _search(
             table = _prediction(context, device, models[device.name], frozen)
             context.reporter.say(f"  {device.name}: {refined(journal, device.name, table)}")
     return result.archive
+
+
+def _candidates(context: RunContext) -> list[Arch]:
+    """Good subnets that the training strategy knows, best first."""
+    archs = [
+        Arch.from_dict(a) for a in json.loads(context.folder.file("candidates.json").read_text())
+    ]
+    for arch in archs:
+        context.space.validate(arch)
+    return archs
 
 
 def _proposer(

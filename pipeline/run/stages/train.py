@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import torch
 
+from latency_tables.files import write_json
+from pipeline.data.batches import Batch, EvalBatches
 from pipeline.randomness import child_seed
 from pipeline.run.context import RunContext
 from pipeline.run.stage import Stage
 from pipeline.spaces.base import Supernet
 from pipeline.strategies import load_strategy
 from pipeline.training.engine import Progress, train
+from pipeline.training.step import Stream
 
 
 def fresh_supernet(context: RunContext) -> Supernet:
@@ -17,6 +20,19 @@ def fresh_supernet(context: RunContext) -> Supernet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(child_seed(context.config.seed, "supernet"))
         return context.space.supernet().to(context.torch_device)
+
+
+class _OneBatch:
+    """A stream with the same held-out batch under every number."""
+
+    batches_per_epoch = 1
+
+    def __init__(self, batches: EvalBatches) -> None:
+        self._batches = batches
+
+    def batch(self, number: int, /) -> Batch:
+        """The batch."""
+        return self._batches.batch(0)
 
 
 def run_train(context: RunContext) -> None:
@@ -31,6 +47,9 @@ def run_train(context: RunContext) -> None:
         options=config.options,
     )
     stream = context.train_stream()
+    streams: dict[str, Stream] = {"train": stream}
+    for split, n_images in getattr(strategy, "splits", {}).items():
+        streams[split] = _OneBatch(context.held_out_batch(n_images))
     with context.reporter.bar("training") as advance:
 
         def show(progress: Progress) -> None:
@@ -43,7 +62,7 @@ def run_train(context: RunContext) -> None:
                 context.space,
                 supernet,
                 strategy,
-                {"train": stream},
+                streams,
                 config,
                 context.folder.path,
                 seed=context.config.seed,
@@ -52,6 +71,8 @@ def run_train(context: RunContext) -> None:
             )
         finally:
             stream.close()
+    candidates = strategy.candidates() if hasattr(strategy, "candidates") else []
+    write_json(context.folder.file("candidates.json"), [dict(arch) for arch in candidates])
     context.reporter.say(
         f"  {result.steps} steps, {result.images_per_s:,.0f} images/s, "
         f"loss {result.final_loss or float('nan'):.3f}, {result.precision}"
@@ -69,6 +90,6 @@ TRAIN = Stage(
         "space": context.space.describe(),
     },
     needs=("data",),
-    outputs=("supernet.safetensors", "train.jsonl"),
+    outputs=("supernet.safetensors", "train.jsonl", "candidates.json"),
     working=("checkpoints",),
 )
