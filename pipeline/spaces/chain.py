@@ -9,18 +9,17 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from latency_tables.arch import Arch, Decision, check_arch
+from latency_tables.arch import Arch, Decision
 from latency_tables.cost_table import CostTable
 from latency_tables.errors import SpaceError
-from latency_tables.files import sha256_json
 from pipeline.spaces.base import Segment, Supernet
+from pipeline.spaces.described import DescribedSpace
 
 FIXED = "fixed"
 """Name of the only choice of a position that is not searched."""
@@ -93,7 +92,7 @@ class ChainSupernet(Supernet):
         return [q for p in self.chain for q in self.block(p, arch).parameters()]
 
 
-class ChainSpace:
+class ChainSpace(DescribedSpace):
     """A space given by its chain. See :class:`pipeline.spaces.base.Space` for the methods.
 
     ``supernet_affine``: whether batch norms inside the supernet have weights and biases. A subnet
@@ -113,38 +112,17 @@ class ChainSpace:
         supernet_affine: bool,
         initialise: Callable[[nn.Module], None] | None = None,
     ) -> None:
-        self.name, self.preset, self.options = name, preset, dict(options)
-        self.input_shape, self.n_classes = input_shape, n_classes
-        self.chain = chain
-        self.decisions = tuple(
-            Decision(label=p.name, choices=p.choices) for p in chain if p.searched
+        super().__init__(
+            name=name,
+            preset=preset,
+            options=options,
+            input_shape=input_shape,
+            n_classes=n_classes,
+            decisions=tuple(Decision(label=p.name, choices=p.choices) for p in chain if p.searched),
         )
+        self.chain = chain
         self.supernet_affine, self.initialise = supernet_affine, initialise
         self._cost_table: CostTable | None = None
-
-    def describe(self) -> dict[str, Any]:
-        """Everything that defines the space."""
-        return {
-            "name": self.name,
-            "preset": self.preset,
-            "options": self.options,
-            "input_shape": list(self.input_shape),
-            "n_classes": self.n_classes,
-        }
-
-    @cached_property
-    def space_id(self) -> str:
-        """Content hash of :meth:`describe`."""
-        return sha256_json(self.describe())[:16]
-
-    def sample(self, rng: np.random.Generator) -> Arch:
-        """One architecture, every genome equally likely."""
-        genes = [int(rng.integers(len(d.choices))) for d in self.decisions]
-        return Arch.from_genes(self.decisions, genes)
-
-    def validate(self, arch: Arch) -> None:
-        """Raise InvalidArchError unless ``arch`` is of this space."""
-        check_arch(self.decisions, arch)
 
     def canonical(self, arch: Arch) -> Arch:
         """Every gene chooses a module with weights of its own, so nothing can be dropped."""

@@ -25,16 +25,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import cached_property, partial
-from typing import Any
+from functools import partial
 
-import numpy as np
 from torch import Tensor, nn
 
-from latency_tables.arch import Arch, Decision, check_arch
+from latency_tables.arch import Arch, Decision
 from latency_tables.cost_table import CostTable
 from latency_tables.errors import SpaceError
-from latency_tables.files import sha256_json
 from pipeline.spaces.autoformer.blocks import (
     Block,
     BlockSize,
@@ -46,6 +43,7 @@ from pipeline.spaces.autoformer.blocks import (
 )
 from pipeline.spaces.autoformer.sizes import PRESETS, Preset, Subnet
 from pipeline.spaces.base import Segment, Supernet
+from pipeline.spaces.described import DescribedSpace
 
 EMBED_DIM, DEPTH = "embed_dim", "depth"
 
@@ -83,58 +81,36 @@ class AutoFormerSupernet(Supernet):
         return [p for name in names for p in self.get_submodule(name).parameters()]
 
 
-class AutoFormerSpace:
+class AutoFormerSpace(DescribedSpace):
     """See :class:`pipeline.spaces.base.Space` for the methods."""
-
-    name = "autoformer"
 
     def __init__(
         self, preset: str, sizes: Preset, input_shape: tuple[int, int, int], n_classes: int
     ) -> None:
-        self.preset, self.sizes = preset, sizes
-        self.input_shape, self.n_classes = input_shape, n_classes
+        self.sizes = sizes
         self.grid = Grid(
             height=input_shape[1] // sizes.patch,
             width=input_shape[2] // sizes.patch,
             max_distance=sizes.max_distance,
         )
         blocks = [_own_labels(_block_name(i)) for i in range(sizes.depths[-1])]
-        self.decisions = (
-            Decision(label=EMBED_DIM, choices=sizes.embed_dims),
-            Decision(label=DEPTH, choices=sizes.depths),
-            *(
-                Decision(label=label, choices=choices)
-                for labels in blocks
-                for label, choices in zip(labels, (sizes.heads, sizes.mlp_ratios), strict=True)
+        super().__init__(
+            name="autoformer",
+            preset=preset,
+            options=asdict(sizes),
+            input_shape=input_shape,
+            n_classes=n_classes,
+            decisions=(
+                Decision(label=EMBED_DIM, choices=sizes.embed_dims),
+                Decision(label=DEPTH, choices=sizes.depths),
+                *(
+                    Decision(label=label, choices=choices)
+                    for labels in blocks
+                    for label, choices in zip(labels, (sizes.heads, sizes.mlp_ratios), strict=True)
+                ),
             ),
         )
         self._cost_table: CostTable | None = None
-
-    def describe(self) -> dict[str, Any]:
-        """Everything that defines the space."""
-        return {
-            "name": self.name,
-            "preset": self.preset,
-            "options": asdict(self.sizes),
-            "input_shape": list(self.input_shape),
-            "n_classes": self.n_classes,
-        }
-
-    @cached_property
-    def space_id(self) -> str:
-        """Content hash of :meth:`describe`."""
-        return sha256_json(self.describe())[:16]
-
-    # -- architectures ---------------------------------------------------------------------------
-
-    def sample(self, rng: np.random.Generator) -> Arch:
-        """One architecture, every genome equally likely (so each depth as likely as another)."""
-        genes = [int(rng.integers(len(d.choices))) for d in self.decisions]
-        return Arch.from_genes(self.decisions, genes)
-
-    def validate(self, arch: Arch) -> None:
-        """Raise InvalidArchError unless ``arch`` is of this space."""
-        check_arch(self.decisions, arch)
 
     def canonical(self, arch: Arch) -> Arch:
         """Set the genes of absent blocks to their first choices."""
