@@ -136,7 +136,7 @@ def test_a_table_that_is_not_there_is_not_made_by_looking(at_home, capsys):
     ("setting", "named"),
     [
         ("space.name=shuflenet", "shufflenetv2"),
-        ("train.strategy=fairnas", "spos"),
+        ("train.strategy=fairness", "fairnas"),
         ("device=[{name='rk3588'}]", "local"),
         ("export.int8=true", "not available yet"),
     ],
