@@ -3,7 +3,8 @@
 Every form predicts the training networks without having seen them; a form's share falls with the
 size of these errors as the likelihood of Gaussian errors does (pseudo-Bayesian model averaging,
 Geisser and Eddy 1979), so few networks average and many choose. The hierarchical table starts with
-half of the belief, because only it is a sum over blocks.
+half of the belief, and stands alone unless the others make it clearly better, because only it is a
+sum over blocks.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from latency_tables.predictor.process import Candidate, Process
 
 Array = NDArray[np.float64]
 Genes = NDArray[np.int64]
+Fitted = Linear | Bottleneck | Process | Boosted
 Form = Literal["table", "log table", "bottleneck", "process", "boosted"]
 Progress = Callable[[int, int], None]
 
@@ -67,7 +69,7 @@ class Blend:
     problem: Problem
     hyper: Hyper
     table: Linear
-    forms: dict[Form, Linear | Bottleneck | Process | Boosted] = field(default_factory=dict)
+    forms: dict[Form, Fitted] = field(default_factory=dict)
 
     @property
     def left_out_ms(self) -> Array:
@@ -113,7 +115,7 @@ def choose(
             progress(done, total)
 
     problem, table = _with_helpful_priors(problem)
-    fits: dict[Form, Linear | Bottleneck | Process | Boosted] = {}
+    fits: dict[Form, Fitted] = {}
     for done, form in enumerate(wanted):
         step(done)
         fits[form] = table if form == "table" else _fit(form, problem, table)
@@ -146,7 +148,7 @@ def choose(
 def solve(problem: Problem, hyper: Hyper) -> Blend:
     """Fit what ``hyper`` says, and nothing else: much faster than choosing again."""
     table = hierarchical.fit(problem, "latency", kept=hyper.scales["table"])
-    forms: dict[Form, Linear | Bottleneck | Process | Boosted] = {}
+    forms: dict[Form, Fitted] = {}
     for form in hyper.shares:
         forms[form] = table if form == "table" else _fit(form, problem, table, hyper)
     return Blend(problem=problem, hyper=hyper, table=table, forms=forms)
@@ -161,9 +163,7 @@ def _applies(form: Form, problem: Problem) -> bool:
     return form != "boosted" or n >= boosted.MIN_NETWORKS
 
 
-def _fit(
-    form: Form, problem: Problem, table: Linear, hyper: Hyper | None = None
-) -> Linear | Bottleneck | Process | Boosted:
+def _fit(form: Form, problem: Problem, table: Linear, hyper: Hyper | None = None) -> Fitted:
     kept = None if hyper is None else hyper.scales.get(form)
     if form == "log table":
         return hierarchical.fit(problem, "log", kept=kept)
@@ -186,9 +186,7 @@ def _with_helpful_priors(problem: Problem) -> tuple[Problem, Linear]:
     return alone, tables[0]
 
 
-def _shares(
-    forms: Mapping[Form, Linear | Bottleneck | Process | Boosted], latency_ms: Array
-) -> dict[Form, float]:
+def _shares(forms: Mapping[Form, Fitted], latency_ms: Array) -> dict[Form, float]:
     errors = _clipped([fitted.left_out_ms for fitted in forms.values()], latency_ms)
     belief = np.full(len(forms), 0.5 / max(len(forms) - 1, 1))
     belief[list(forms).index("table")] = 0.5
