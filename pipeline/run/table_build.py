@@ -12,8 +12,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from latency_tables.arch import Arch
+from latency_tables.cost_table import CostTable
 from latency_tables.errors import TableError
 from pipeline.run.context import RunContext
+from pipeline.run.priors import find_priors
 from pipeline.run.stage import run_stages
 from pipeline.run.stages import STAGES
 from pipeline.run.stages.table import TABLE, fit_model
@@ -134,10 +136,14 @@ def _measure_until(
 ) -> list[str]:
     """Measure in steps until the model of every device is good enough or ``at_most`` are there."""
     tried: dict[str, dict[Arch, None]] = {device.name: {} for device in context.devices}
+    priors: dict[str, dict[str, CostTable]] = {}
     while True:
         missed, wanted = [], {}
         for device in context.devices:
-            found = fit_model(context, device, chosen_records(device, first).all).diagnostics
+            records = chosen_records(device, first).all
+            if device.name not in priors:  # they hardly change from step to step
+                priors[device.name] = find_priors(context, device, records)
+            found = fit_model(context, device, records, priors=priors[device.name]).diagnostics
             context.reporter.say(
                 f"  {device.name}: {found.n} networks, cross-validated MAPE {found.loo_mape:.1%}, "
                 f"{found.within_10:.0%} within 10 % (asked: {target})"

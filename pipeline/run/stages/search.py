@@ -169,8 +169,11 @@ def _search(
     frozen: TableStore,
 ) -> tuple[Evaluation, ...]:
     config = context.config.search
-    in_loop = InLoop(sources=sources, evaluator=evaluator, journal=journal)
-    refiner = _refiner(context, evaluator, journal, models, sources, frozen)
+    in_loop = refiner = None
+    if config.measure == "all":
+        in_loop = InLoop(sources=sources, evaluator=evaluator, journal=journal)
+    if config.measure == "refine":
+        refiner = _refiner(context, evaluator, journal, models, sources, frozen)
     searcher = make_searcher(
         config,
         evaluator,
@@ -190,8 +193,8 @@ def _search(
             searcher,
             evaluator,
             journal,
-            in_loop=in_loop if config.measure == "all" else None,
-            refiner=refiner if config.measure == "refine" else None,
+            in_loop=in_loop,
+            refiner=refiner,
             n_total=config.n_candidates,
             on_progress=show,
         )
@@ -200,7 +203,7 @@ def _search(
         f"  {result.n_evaluated} candidates ({result.n_scored} scored now, "
         f"{result.n_replayed} from the journal) in {result.seconds:.1f} s{ended}"
     )
-    if config.measure == "refine":
+    if refiner is not None:
         for device in context.devices:
             table = _prediction(context, device, models[device.name], frozen)
             context.reporter.say(f"  {device.name}: {refined(journal, device.name, table)}")

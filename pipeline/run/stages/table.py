@@ -8,11 +8,12 @@ used as well. ``table.jsonl`` is a copy of the records that this run used,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from latency_tables import gates
+from latency_tables.cost_table import CostTable
 from latency_tables.errors import LimitError
 from latency_tables.estimate import Estimate
 from latency_tables.files import canonical_json, write_json
@@ -44,7 +45,12 @@ def run_table(context: RunContext) -> None:
     archs = Planner(context).first(context.config.latency.samples)
     measure_missing(context, {device.name: archs for device in context.devices})
     records = {device.name: chosen_records(device, archs) for device in context.devices}
-    models = {d.name: fit_model(context, d, records[d.name].all) for d in context.devices}
+    models = {}
+    for device in context.devices:
+        found = records[device.name].all
+        models[device.name] = fit_model(
+            context, device, found, priors=find_priors(context, device, found)
+        )
     limits = _limits(context, records, models)
     about = {
         d.name: _about(context, d, records[d.name].all, models[d.name]) for d in context.devices
@@ -57,10 +63,13 @@ def run_table(context: RunContext) -> None:
 
 
 def fit_model(
-    context: RunContext, device: RunDevice, records: Sequence[Measurement]
+    context: RunContext,
+    device: RunDevice,
+    records: Sequence[Measurement],
+    *,
+    priors: Mapping[str, CostTable],
 ) -> LatencyModel:
     """The latency model of one device. Raises TableError for too few networks."""
-    priors = find_priors(context, device, records)
     with context.reporter.bar(f"latency model of {device.name}") as advance:
 
         def show(done: int, total: int) -> None:
