@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from torch import nn
 
 from latency_tables.arch import Arch
 from latency_tables.errors import SpaceError
@@ -29,6 +28,7 @@ from pipeline.spaces.mobile_blocks import (
     make_divisible,
 )
 from pipeline.spaces.mobilenetv2 import mobilenetv2
+from tests.pipeline.spaces.weighted import weighted
 
 torch.set_num_threads(1)
 
@@ -104,22 +104,6 @@ def fairnas_operators(stages, repeats) -> list[str]:
         names = [f"mb{expand}_k{kernel}" for expand, kernel in stage]
         operators += names + [IDENTITY] * (length - len(names))
     return operators
-
-
-def weighted(space, arch: Arch, seed: int = 0) -> tuple[nn.Module, nn.Sequential]:
-    """A supernet with statistics that are not neutral, and the subnet cut out of it."""
-    torch.manual_seed(seed)
-    supernet = space.supernet().train()
-    for module in supernet.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, 0, 0.2)
-    with torch.no_grad():
-        for _ in range(4):
-            supernet(torch.randn(8, *space.input_shape), arch)
-    network = space.network(arch)
-    space.inherit(network, arch, supernet)
-    return supernet.eval(), network.eval()
 
 
 # -- published numbers ---------------------------------------------------------------------------

@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from torch import nn
 
 from latency_tables.arch import Arch
 from latency_tables.costs import graph_costs
@@ -21,6 +20,7 @@ from pipeline.onnx_runtime import open_session
 from pipeline.spaces.mobile_blocks import IDENTITY, OPERATORS
 from pipeline.spaces.mobilenetv2 import mobilenetv2
 from pipeline.spaces.mobilenetv2_widths import COEFFICIENTS, leading, mobilenetv2_widths
+from tests.pipeline.spaces.weighted import weighted
 
 torch.set_num_threads(1)
 
@@ -81,22 +81,6 @@ def counted(arch: Arch) -> tuple[int, int]:
 def widened(space, arch: Arch, width: float) -> Arch:
     labels = [d.label for d in space.decisions if d.label.endswith("_width")]
     return arch.replace(**dict.fromkeys(labels, width))
-
-
-def weighted(arch: Arch) -> tuple[nn.Module, nn.Sequential]:
-    """A supernet with statistics that fit ``arch``, and the subnet cut out of it."""
-    torch.manual_seed(0)
-    supernet = TINY.supernet().train()
-    for module in supernet.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, 0, 0.2)
-    with torch.no_grad():
-        for _ in range(4):
-            supernet(torch.randn(8, *TINY.input_shape), arch)
-    network = TINY.network(arch)
-    TINY.inherit(network, arch, supernet)
-    return supernet.eval(), network.eval()
 
 
 def some_archs(n: int) -> list[Arch]:
@@ -211,7 +195,7 @@ def test_inner_identities_move_together_with_the_widths_of_their_neighbours() ->
 
 @pytest.mark.parametrize("arch", some_archs(8))
 def test_path_subnet_and_graph_give_the_same_logits(arch: Arch) -> None:
-    supernet, network = weighted(arch)
+    supernet, network = weighted(TINY, arch)
     x = torch.randn(1, *TINY.input_shape)
     with torch.no_grad():
         path, cut = supernet(x, arch), network(x)
@@ -282,7 +266,7 @@ def test_the_exported_file_has_the_operators_and_logits_of_the_measured_candidat
     operators = ["mb3_k5_se", IDENTITY, IDENTITY, "mb6_k3_se", "mb3_k7"]
     labels = [layer.name for layer in TINY.layers]
     arch = widened(TINY, some_archs(1)[0], 0.6).replace(**dict(zip(labels, operators, strict=True)))
-    supernet, network = weighted(arch)
+    supernet, network = weighted(TINY, arch)
     TINY.inherit(network, arch, supernet, share=True)  # views that are not contiguous
     exported = export_subnet(network, TINY.input_shape, tmp_path / "subnet.onnx")
     candidate = onnx.load_from_string(to_onnx(graph_of(TINY, arch)).model)
