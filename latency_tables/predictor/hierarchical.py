@@ -18,7 +18,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from latency_tables.predictor.features import LIVE, N_GROUPS, PRIORS, STAGES
+from latency_tables.predictor.features import LIVE, PRIORS, STAGES
 from latency_tables.predictor.problem import (
     Problem,
     Target,
@@ -97,12 +97,14 @@ def fit(
         scales = list(found.kept)
     if not robust:
         return _average(problem, target, scales, np.ones_like(latency))
-    weights = robust_weights(latency, lambda w: _average(problem, target, scales, w).left_out_ms)
+
+    def left_out(weights: Array) -> Array:
+        return _average(problem, target, scales, weights).left_out_ms
+
+    weights = robust_weights(latency, left_out)
     if kept is None and (weights < 0.5).any():  # outliers may have misled the first look
         scales = list(_average(problem, target, grid(problem), weights).kept)
-        weights = robust_weights(
-            latency, lambda w: _average(problem, target, scales, w).left_out_ms
-        )
+        weights = robust_weights(latency, left_out)
     # all that the weights of outliers follow from is kept, so that solving again gives the same
     return replace(_average(problem, target, scales, weights), kept=tuple(scales))
 
@@ -113,14 +115,6 @@ def group_scale(problem: Problem, scales: Scales) -> Array:
     spread[PRIORS] /= np.sqrt(max(problem.features.sizes[PRIORS], 1))
     scale: Array = spread[problem.features.group]
     return scale
-
-
-def grams(problem: Problem) -> Array:
-    """Z Zᵀ of each group of columns: (N_GROUPS, N, N)."""
-    group = problem.features.group
-    parts = [problem.columns[:, group == g] for g in range(N_GROUPS)]
-    parts[PRIORS] = parts[PRIORS] / np.sqrt(max(problem.features.sizes[PRIORS], 1))
-    return np.stack([part @ part.T for part in parts])
 
 
 def transformed(target: Target, latency_ms: Array) -> Array:
@@ -143,7 +137,7 @@ def _average(problem: Problem, target: Target, scales: list[Scales], weights: Ar
     n = len(latency)
     strengths = [s * n for s in STRENGTHS]
     primal = problem.columns.shape[1] < n
-    gram = None if primal else grams(problem)
+    gram = None if primal else problem.grams()
 
     def regression(one: Scales) -> Regression:
         groups = problem.training.groups

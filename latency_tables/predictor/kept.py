@@ -47,13 +47,7 @@ def from_dict(data: object, cost_table: CostTable, *, least: int) -> tuple[Probl
     """
     fields = Fields(data, "latency model")
     fields.schema(SCHEMA)
-    found = fields.text("cost_table_hash")
-    if found != cost_table.table_hash:
-        raise ForeignTableError(
-            f"the latency model belongs to cost table {found[:12]}, "
-            f"not to {cost_table.table_hash[:12]}",
-            hint="hilnas tables build FILE",
-        )
+    require_table(fields.text("cost_table_hash"), cost_table)
     training = _training(fields, cost_table, least)
     stages = fields.object("stages")
     priors = {n: CostTable.from_dict(prior) for n, prior in fields.object("priors").items()}
@@ -64,6 +58,16 @@ def from_dict(data: object, cost_table: CostTable, *, least: int) -> tuple[Probl
     except (HilnasError, TypeError) as error:
         raise CorruptTableError(f"latency model: stages or priors: {error}") from None
     return problem, hyper
+
+
+def require_table(fitted_hash: str, given: CostTable) -> None:
+    """Raise ForeignTableError unless a model was fitted on this cost table."""
+    if fitted_hash != given.table_hash:
+        raise ForeignTableError(
+            f"the latency model belongs to cost table {fitted_hash[:12]}, "
+            f"not to {given.table_hash[:12]}",
+            hint="hilnas tables build FILE",
+        )
 
 
 def _training(fields: Fields, cost_table: CostTable, least: int) -> Training:

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from latency_tables.arch import Choice
 from latency_tables.cost_table import Column, CostTable, Factor
-from latency_tables.errors import ForeignTableError, TableError
+from latency_tables.errors import TableError
 from latency_tables.estimate import Estimate
 from latency_tables.files import sha256_json
 from latency_tables.pooling import by_key, pool
@@ -268,7 +268,7 @@ class LatencyModel:
         ``diagnostics.additive_gap`` on average. Raises ForeignTableError for a cost table that the
         model was not fitted on.
         """
-        _same_table(self._features.table, cost_table)
+        kept.require_table(self._features.table.table_hash, cost_table)
         known = [c for c in cost_table.columns if c.name != LATENCY_COLUMN]
         at = [i for i, c in enumerate(cost_table.columns) if c.name != LATENCY_COLUMN]
         factors = []
@@ -370,12 +370,3 @@ def _training(
             hint="a larger latency.samples, as in --set latency.samples=40",
         )
     return Training(genes=genes, latency_ms=latency, groups=index)
-
-
-def _same_table(fitted: CostTable, given: CostTable) -> None:
-    if fitted.table_hash != given.table_hash:
-        raise ForeignTableError(
-            f"the latency model belongs to cost table {fitted.table_hash[:12]}, "
-            f"not to {given.table_hash[:12]}",
-            hint="hilnas tables build FILE",
-        )

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from latency_tables.predictor.features import Features
+from latency_tables.predictor.features import N_GROUPS, PRIORS, Features
 
 Target = Literal["latency", "log"]
 Array = NDArray[np.float64]
@@ -59,6 +59,7 @@ class Problem:
     centre: Array = field(init=False)
     scale: Array = field(init=False)
     floor_ms: float = field(init=False)
+    _grams: Array | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.raw = self.features.matrix(self.training.genes)
@@ -77,6 +78,15 @@ class Problem:
         """Columns of any networks as the training networks' were standardised."""
         standard: Array = (raw - self.centre) * self.scale
         return standard
+
+    def grams(self) -> Array:
+        """Z Zᵀ of each group of columns, computed once: (N_GROUPS, N, N); priors share theirs."""
+        if self._grams is None:
+            group = self.features.group
+            parts = [self.columns[:, group == g] for g in range(N_GROUPS)]
+            parts[PRIORS] = parts[PRIORS] / np.sqrt(max(self.features.sizes[PRIORS], 1))
+            self._grams = np.stack([part @ part.T for part in parts])
+        return self._grams
 
     def above_floor(self, latency_ms: Array) -> Array:
         """Latencies, none of them below the floor."""

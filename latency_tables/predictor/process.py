@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latency_tables.predictor.features import CHOICES, LIVE, PHYSICS
-from latency_tables.predictor.hierarchical import STRENGTHS, Linear, Scales, grams, group_scale
+from latency_tables.predictor.hierarchical import STRENGTHS, Linear, Scales, group_scale
 from latency_tables.predictor.problem import Problem, relative_weights, robust_weights
 from latency_tables.predictor.regression import Regression
 
@@ -109,7 +109,6 @@ class _Distances:
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
         self._known: dict[Kind, Array] = {}
-        self.grams = grams(problem)
 
     def of(self, kind: Kind) -> Array:
         if kind not in self._known:
@@ -148,7 +147,7 @@ def _average(
 
     def regression(candidate: Candidate) -> Regression:
         scales, kernel = candidate
-        joint = np.tensordot(np.square(scales), cache.grams, axes=1)
+        joint = np.tensordot(np.square(scales), problem.grams(), axes=1)
         joint = joint + unit * _covariance(kernel, cache.of(kernel.kind))
         return Regression(latency, total, training.groups, gram=joint)
 
