@@ -36,13 +36,16 @@ class Intervals:
         order = np.argsort(left_out_ms, kind="stable")
         self._rank = np.empty(len(order))
         self._rank[order] = np.arange(len(order)) / max(len(order) - 1, 1)
+        self._by_score = np.argsort(self._scores, kind="stable")
+        self._curves: dict[float, Array] = {}  # level → quantiles at the places of the grid
 
     def half_widths(self, latency_ms: Array, novelty: Array, level: float) -> Array:
         """Relative half-widths (M,) at a level in (0, 1) of predictions (M,) in ms."""
         places = np.linspace(0.0, 1.0, _GRID)
-        quantiles = np.array([self._quantile(place, level) for place in places])
+        if level not in self._curves:
+            self._curves[level] = np.array([self._quantile(place, level) for place in places])
         rank = np.interp(latency_ms, self._sorted_ms, np.linspace(0.0, 1.0, len(self._sorted_ms)))
-        width: Array = np.interp(rank, places, quantiles)
+        width: Array = np.interp(rank, places, self._curves[level])
         return width * np.sqrt(1.0 + np.minimum(novelty, MAX_NOVELTY))
 
     def _quantile(self, place: float, level: float) -> float:
@@ -50,7 +53,7 @@ class Intervals:
         weights = np.exp(-0.5 * ((self._rank - place) / NEIGHBOURHOOD) ** 2)
         n_effective = float(weights.sum() ** 2 / (weights**2).sum())
         wanted = level * (1.0 + 1.0 / n_effective)
-        order = np.argsort(self._scores, kind="stable")
+        order = self._by_score
         covered = np.cumsum(weights[order]) / weights.sum()
         if wanted <= 1.0:
             at = min(int(np.searchsorted(covered, wanted - 1e-12)), len(order) - 1)
