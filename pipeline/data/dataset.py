@@ -164,6 +164,40 @@ def load_dataset(config: DataConfig, *, seed: int = 0, base: Path | None = None)
     return prepare(_read(config, base), config, seed=seed)
 
 
+def dataset_at(
+    dataset: ImageDataset,
+    size: tuple[int, int],
+    config: DataConfig,
+    *,
+    seed: int = 0,
+    base: Path | None = None,
+) -> ImageDataset:
+    """The same images in the same order, read at (height, width) ``size`` from their source.
+
+    Mean and deviation stay those of ``dataset``, with which its networks were trained.
+
+    Raises:
+        DataError: ``size`` is not square, or the source is no longer the same.
+
+    >>> digits = load_dataset(DataConfig(name="digits"))
+    >>> dataset_at(digits, (6, 6), DataConfig(name="digits")).input_shape
+    (1, 6, 6)
+    """
+    old = dataset.preprocessing
+    if size == (old.height, old.width):
+        return dataset
+    if size[0] != size[1]:
+        raise DataError(f"images of {size[0]}×{size[1]} are not square; only squares are read")
+    other = load_dataset(config.model_copy(update={"image_size": size[0]}), seed=seed, base=base)
+    if other.content_sha256 != dataset.content_sha256:
+        raise DataError(
+            f"{dataset.name} has changed since it was read first",
+            hint="put the old images back, or begin a new run",
+        )
+    kept = replace(other.preprocessing, mean=old.mean, std=old.std)
+    return replace(other, preprocessing=kept)
+
+
 def _read(config: DataConfig, base: Path | None) -> RawSet:
     path = (base or Path()) / Path(config.path).expanduser() if config.path else None
     if config.name == "fashion-mnist":

@@ -123,7 +123,7 @@ class GraphRecorder:
 
     def fragments(self, space: Space, arch: Arch) -> list[tuple[str, Fragment]]:
         """Name and fragment of every segment of ``arch``, in order."""
-        shape: tuple[int, ...] = (1, *space.input_shape)
+        shape: tuple[int, ...] = (1, *space.input_shape_of(arch))
         pieces = []
         for segment in space.segments(arch):
             fragment = self.fragment(segment, shape)
@@ -229,7 +229,7 @@ def _fragment_at(
         raise SpaceError(
             f"segment {name!r} depends on {known[name].labels}, its position on {labels}"
         )
-    shape: tuple[int, ...] = (1, *space.input_shape)
+    shape: tuple[int, ...] = (1, *space.input_shape_of(arch))
     for segment in segments:
         fragment = recorder.fragment(segment, shape)
         if segment.name == name:

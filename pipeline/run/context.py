@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from device_agents.inventory import Inventory
+from latency_tables.arch import Arch
 from latency_tables.cost_table import CostTable
 from latency_tables.errors import DataError
 from latency_tables.store import TableStore
 from pipeline.config import RunConfig
 from pipeline.data.batches import EvalBatches, TrainStream
-from pipeline.data.dataset import ImageDataset, load_dataset
+from pipeline.data.dataset import ImageDataset, dataset_at, load_dataset
 from pipeline.data.raw import Indices
 from pipeline.data.splits import Splits
 from pipeline.run.folder import RunFolder
@@ -139,10 +140,17 @@ class RunContext:
             keep_mb=HELD_OUT_MB,
         )
 
-    def eval_batches(self, split: str) -> EvalBatches:
+    def dataset_of(self, arch: Arch) -> ImageDataset:
+        """The images at the resolution that the network of ``arch`` takes."""
+        size = self.space.input_shape_of(arch)[1:]
+        config, seed = self.config.data, self.config.seed
+        found = dataset_at(self.dataset, size, config, seed=seed, base=self.base)
+        return found if found is self.dataset else found.to(self.torch_device)
+
+    def eval_batches(self, split: str, dataset: ImageDataset | None = None) -> EvalBatches:
         """Fixed batches of a held-out split; ``test`` is for the export stage only."""
         indices = self.splits.test() if split == "test" else self.splits.indices(split)
-        return eval_batches(self.dataset, indices, self.torch_device)
+        return eval_batches(dataset or self.dataset, indices, self.torch_device)
 
     def close(self) -> None:
         """Let go of the table and of the devices."""

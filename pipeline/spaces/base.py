@@ -59,6 +59,11 @@ class Space(Protocol):
         """Content hash of :meth:`describe`; equal for equal spaces on any machine."""
         ...
 
+    def input_shape_of(self, arch: Arch) -> tuple[int, int, int]:
+        """(C, H, W) that the network of ``arch`` takes: smaller than ``input_shape`` where the
+        resolution is searched, which is then the largest one."""
+        ...
+
     def sample(self, rng: np.random.Generator) -> Arch:
         """One architecture, every genome equally likely."""
         ...

@@ -44,6 +44,10 @@ class DescribedSpace:
         """Content hash of :meth:`describe`."""
         return sha256_json(self.describe())[:16]
 
+    def input_shape_of(self, arch: Arch) -> tuple[int, int, int]:
+        """The same for every architecture, unless a space searches the resolution."""
+        return self.input_shape
+
     def sample(self, rng: np.random.Generator) -> Arch:
         """One architecture, every genome equally likely."""
         genes = [int(rng.integers(len(d.choices))) for d in self.decisions]

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from latency_tables.arch import Arch
 from latency_tables.errors import DataError, UsageError
 from pipeline.spaces.base import Space, Supernet
+from pipeline.supernet.resolution import batches_at
 from pipeline.training.precision import Precision
 from pipeline.training.step import Batch
 
@@ -146,13 +147,15 @@ class Scorer:
             DataError: there are no calibration or validation images.
         """
         network = self._network(arch).eval()
+        size = self.space.input_shape_of(arch)[1:]
         n_calibration = 0
         if self.policy == "recalibrate":
-            n_calibration = recalibrate(network, self.calibration)
+            n_calibration = recalibrate(network, batches_at(self.calibration, size))
         elif self.policy == "batch":
             for norm in _batch_norms(network):
                 norm.train()  # its statistics are the network's own copies
-        accuracy, loss, n_images = evaluate(network, self.validation, self.precision)
+        validation = batches_at(self.validation, size)
+        accuracy, loss, n_images = evaluate(network, validation, self.precision)
         return Score(
             accuracy=accuracy,
             loss=loss,

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from latency_tables.files import write_json
 from pipeline.export.check import check_export
+from pipeline.export.manifest import MANIFEST_NAME, load_manifest
 from pipeline.run.context import RunContext
 from pipeline.run.stage import Stage
 from pipeline.run.stages.export import arrays
@@ -18,8 +19,10 @@ def run_check(context: RunContext) -> None:
         ExportError: a file is missing, damaged or replaced.
         ParityError: the file computes something else than torch did.
     """
+    manifest = load_manifest(context.folder.file(MANIFEST_NAME))
+    dataset = context.dataset_of(manifest.architecture())
     with context.reporter.busy("running the exported file"):
-        report = check_export(context.folder.path, arrays(context.eval_batches("test")))
+        report = check_export(context.folder.path, arrays(context.eval_batches("test", dataset)))
     write_json(context.folder.file("check.json"), asdict(report))
     for line in report.lines():
         context.reporter.say(f"  {line}")

@@ -23,6 +23,7 @@ from latency_tables.files import sha256_file
 from latency_tables.interchange import read_measurements
 from latency_tables.records import Measurement
 from pipeline.data.batches import EvalBatches
+from pipeline.data.dataset import ImageDataset
 from pipeline.export.accuracy import Accuracy, onnx_accuracy
 from pipeline.export.compare import ParityReport
 from pipeline.export.golden import Golden, write_golden
@@ -63,13 +64,14 @@ def run_export(context: RunContext) -> None:
     latency = json.loads(context.folder.file("latency.json").read_text())
     point = front["points"][front["winner"]]
     arch = Arch.from_dict(point["arch"])
+    dataset = context.dataset_of(arch)
     with context.reporter.busy("writing subnet.onnx"):
         network = materialise(context.space, arch, context.supernet)
-        recalibrate(network, context.eval_batches("calibration"))
+        recalibrate(network, context.eval_batches("calibration", dataset))
         costs = _costs(context, arch, network)
-        model, parity, golden = _write_model(context, network, latency)
+        model, parity, golden = _write_model(context, network, dataset, latency)
     with context.reporter.bar("test images") as advance:
-        batches = context.eval_batches("test")
+        batches = context.eval_batches("test", dataset)
         test = onnx_accuracy(
             context.folder.file("subnet.onnx"),
             counted(arrays(batches), lambda done: advance(done, batches.n_images, "")),
@@ -80,7 +82,7 @@ def run_export(context: RunContext) -> None:
         Manifest(
             created_utc=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
             model=model_file(
-                model, input_shape=context.space.input_shape, n_classes=context.space.n_classes
+                model, input_shape=dataset.input_shape, n_classes=context.space.n_classes
             ),
             golden=golden,
             space=context.space.describe(),
@@ -88,7 +90,7 @@ def run_export(context: RunContext) -> None:
             arch=dict(arch),
             weights_sha256=sha256_file(context.folder.file("supernet.safetensors")),
             dataset=_dataset(context),
-            preprocessing=context.dataset.preprocessing.to_dict(),
+            preprocessing=dataset.preprocessing.to_dict(),
             classes=list(context.dataset.class_names),
             costs=costs,
             accuracy=_accuracies(point, test),
@@ -106,11 +108,11 @@ def run_export(context: RunContext) -> None:
 
 
 def _write_model(
-    context: RunContext, network: nn.Module, latency: dict[str, Any]
+    context: RunContext, network: nn.Module, dataset: ImageDataset, latency: dict[str, Any]
 ) -> tuple[ExportedModel, ParityReport, GoldenFile]:
     """Export for the devices' runtimes, compare on real images, keep some as golden samples."""
     config = context.config.export
-    images = _images(context.eval_batches("search-validation"), config.parity_images)
+    images = _images(context.eval_batches("search-validation", dataset), config.parity_images)
     opset, ir_version = choose_format(
         config, [device["runtime"] for device in latency["devices"].values()]
     )
@@ -166,7 +168,7 @@ def _costs(context: RunContext, arch: Arch, network: nn.Module) -> dict[str, flo
         ExportError: the two disagree on the MACs, so one of them counts another network.
     """
     costs = context.cost_table.costs(arch)
-    counted = count_with_fvcore(network, context.space.input_shape)
+    counted = count_with_fvcore(network, context.space.input_shape_of(arch))
     if counted.macs != costs["macs"]:
         raise ExportError(
             f"the cost table says {costs['macs']:,.0f} MACs, fvcore counts {counted.macs:,} on "

@@ -12,7 +12,7 @@ import torch
 
 from latency_tables.errors import DataError
 from pipeline.data.config import AugmentConfig, DataConfig
-from pipeline.data.dataset import load_dataset
+from pipeline.data.dataset import dataset_at, load_dataset
 from pipeline.data.preprocessing import Preprocessing
 
 
@@ -147,6 +147,35 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], said:
 def test_nothing_is_augmented_by_default() -> None:
     config = AugmentConfig()
     assert (config.flip, config.crop_padding, config.policy, config.mixup) == (False, 0, "none", 0)
+
+
+def test_another_resolution_keeps_images_labels_and_normalisation() -> None:
+    config = DataConfig(name="digits")
+    digits = load_dataset(config, seed=3)
+    small = dataset_at(digits, (6, 6), config, seed=3)
+    assert small.images.shape == (1797, 1, 6, 6)
+    assert (small.mean, small.std) == (digits.mean, digits.std)
+    np.testing.assert_array_equal(small.test, digits.test)
+    assert small.labels.equal(digits.labels)
+    assert dataset_at(digits, (8, 8), config, seed=3) is digits
+
+
+def test_oblong_resolutions_are_refused() -> None:
+    config = DataConfig(name="digits")
+    with pytest.raises(DataError, match="6×8 are not square"):
+        dataset_at(load_dataset(config), (6, 8), config)
+
+
+def test_images_that_changed_since_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "images.npz"
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(2), 20)
+    config = DataConfig(name="npz", path=str(path))
+    np.savez(path, images=rng.integers(0, 255, (40, 8, 8, 3), np.uint8), labels=labels)
+    dataset = load_dataset(config)
+    np.savez(path, images=rng.integers(0, 255, (40, 8, 8, 3), np.uint8), labels=labels)
+    with pytest.raises(DataError, match="has changed since"):
+        dataset_at(dataset, (6, 6), config)
 
 
 def test_the_published_fashion_mnist_is_read(shared_images: Path) -> None:
