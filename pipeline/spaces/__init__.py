@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # name → module:factory; imported on use, because torch takes a second
 SPACES = {
     "shufflenetv2": "pipeline.spaces.shufflenetv2:shufflenetv2",
+    "shufflenetv2_scales": "pipeline.spaces.shufflenetv2_scales:shufflenetv2_scales",
     "nasbench_macro": "pipeline.spaces.nasbench_macro:nasbench_macro",
     "nasbench201": "pipeline.spaces.nasbench201:nasbench201",
     "mobilenetv2": "pipeline.spaces.mobilenetv2:mobilenetv2",

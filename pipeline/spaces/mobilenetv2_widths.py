@@ -27,15 +27,13 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import nn
 
 from latency_tables.arch import Arch, Decision
-from latency_tables.errors import SpaceError
-from pipeline.spaces.base import Segment, Supernet
-from pipeline.spaces.chain import ChainSupernet, Position
+from pipeline.spaces.base import Segment
+from pipeline.spaces.chain import Position
 from pipeline.spaces.layers import Head
+from pipeline.spaces.leading import LeadingSpace
 from pipeline.spaces.mobile_blocks import (
     IDENTITY,
     OPERATORS,
@@ -75,48 +73,7 @@ def scaled(channels: int, coefficient: float) -> int:
     return min(channels, make_divisible(channels * coefficient))
 
 
-def leading(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The first entries along every axis: a view."""
-    return tensor[tuple(slice(n) for n in shape)]
-
-
-class WidthSupernet(ChainSupernet):
-    """Every operator at full width; a path runs the leading channels of each."""
-
-    def __init__(
-        self,
-        chain: tuple[Position, ...],
-        *,
-        affine: bool,
-        segments: Callable[[Arch], tuple[Segment, ...]],
-    ) -> None:
-        super().__init__(chain, affine=affine)
-        self._segments = segments
-        # structure without weights; not a ModuleDict, because nothing of it is to be saved
-        self._narrow: dict[Any, nn.Module] = {}
-
-    def forward(self, x: Tensor, arch: Arch) -> Tensor:
-        """Logits (N, n_classes) of the path ``arch`` at its widths."""
-        for position, segment in zip(self.chain, self._segments(arch), strict=True):
-            narrow = self._narrow_block(segment).train(self.training)
-            x = functional_call(narrow, leading_state(self.block(position, arch), narrow), (x,))
-        return x
-
-    def _narrow_block(self, segment: Segment) -> nn.Module:
-        if segment.key not in self._narrow:
-            with torch.device("meta"):
-                self._narrow[segment.key] = segment.build()
-        return self._narrow[segment.key]
-
-
-def leading_state(source: nn.Module, target: nn.Module) -> dict[str, Tensor]:
-    """Views of the weights and statistics of ``source`` that a narrower ``target`` uses."""
-    given = {**dict(source.named_parameters()), **dict(source.named_buffers())}
-    wanted = {**dict(target.named_parameters()), **dict(target.named_buffers())}
-    return {name: leading(given[name], tuple(t.shape)) for name, t in wanted.items()}
-
-
-class WidthSpace(MobileSpace):
+class WidthSpace(LeadingSpace, MobileSpace):
     """A chain of stages in which every layer has an operator and a width."""
 
     def __init__(self, *, sizes: Preset, layers: tuple[Layer, ...], **given: Any) -> None:
@@ -199,33 +156,6 @@ class WidthSpace(MobileSpace):
             Segment(name=p.name, labels=self._labels(p), key=key, build=build)
             for p, (key, build) in zip(self.chain, made, strict=True)
         )
-
-    def supernet(self) -> WidthSupernet:
-        """A freshly initialised supernet at full width."""
-        return WidthSupernet(self.chain, affine=self.supernet_affine, segments=self.segments)
-
-    def inherit(
-        self, network: nn.Sequential, arch: Arch, supernet: Supernet, *, share: bool = False
-    ) -> None:
-        """Give ``network`` the leading channels of the supernet's weights; see :class:`Space`.
-
-        With ``share`` the parameters are views of the supernet's tensors: writing to one writes to
-        the other, but gradients are separate.
-        """
-        if not isinstance(supernet, WidthSupernet):
-            raise SpaceError(f"{type(supernet).__name__} is not a supernet of {self.name}")
-        for position in self.chain:
-            target = network.get_submodule(position.name)
-            state = leading_state(supernet.block(position, arch), target)
-            parameters = dict(target.named_parameters())
-            target.load_state_dict(
-                {
-                    name: tensor.detach() if share and name in parameters
-                    else tensor.detach().clone()
-                    for name, tensor in state.items()
-                },
-                assign=True,
-            )  # fmt: skip
 
 
 def mobilenetv2_widths(

@@ -7,7 +7,8 @@ Operators: ``k3``, ``k5``, ``k7`` (a shuffle block with that depthwise kernel) a
 (three depthwise 3×3 + 1×1 pairs). A stage's first block projects: it keeps all channels in a
 second branch instead of splitting them, and may have stride 2.
 
-Presets: ``paper`` (224 px), ``tiny`` (ten blocks, for 8 to 32 px; where the picture is small,
+Presets: ``paper`` (224 px), ``paper-x0.5`` to ``paper-x4`` (stages that many times as deep, as in
+figure 4 of Supernet Shifting), ``tiny`` (ten blocks, for 8 to 32 px; where the picture is small,
 the first stages keep stride 1 so that at least 2×2 positions are left).
 
 Deviation: a subnet's batch norms have weights and biases, as in the paper's retrained networks;
@@ -16,7 +17,8 @@ inside the supernet they have none, as in the paper's supernet.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +41,11 @@ class Preset:
     features: int
     paper_initialisation: bool
 
+    @property
+    def initialise(self) -> Callable[[nn.Module], None] | None:
+        """What replaces torch's initial weights, if anything."""
+        return _initialise_as_paper if self.paper_initialisation else None
+
 
 PRESETS = {
     "paper": Preset(
@@ -57,6 +64,13 @@ PRESETS = {
         features=256,
         paper_initialisation=False,
     ),
+}
+DEPTH_MULTIPLIERS = (0.5, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
+PRESETS |= {
+    f"paper-x{m:g}": replace(
+        PRESETS["paper"], repeats=tuple(int(n * m) for n in PRESETS["paper"].repeats)
+    )
+    for m in DEPTH_MULTIPLIERS
 }
 
 
@@ -92,10 +106,12 @@ def _main_branch(
 class ShuffleBlock(nn.Module):
     """Stride 1: the even channels pass, the odd ones go through the main branch."""
 
-    def __init__(self, channels: int, operator: str, *, affine: bool) -> None:
+    def __init__(
+        self, channels: int, operator: str, *, affine: bool, mid: int | None = None
+    ) -> None:
         super().__init__()
         half = channels // 2
-        self.main = _main_branch(operator, half, half, half, stride=1, affine=affine)
+        self.main = _main_branch(operator, half, mid or half, half, stride=1, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C, H, W)."""
@@ -107,7 +123,14 @@ class ProjectionBlock(nn.Module):
     """First block of a stage: both branches see all channels, both may have stride 2."""
 
     def __init__(
-        self, in_channels: int, channels: int, operator: str, *, stride: int, affine: bool
+        self,
+        in_channels: int,
+        channels: int,
+        operator: str,
+        *,
+        stride: int,
+        affine: bool,
+        mid: int | None = None,
     ) -> None:
         super().__init__()
         kernel = 3 if operator == "xception" else int(operator[1:])
@@ -116,7 +139,7 @@ class ProjectionBlock(nn.Module):
             *conv_bn(in_channels, in_channels, 1, affine=affine),
         )
         self.main = _main_branch(
-            operator, in_channels, channels // 2, channels - in_channels, stride=stride,
+            operator, in_channels, mid or channels // 2, channels - in_channels, stride=stride,
             affine=affine,
         )  # fmt: skip
 
@@ -139,6 +162,64 @@ def _initialise_as_paper(network: nn.Module) -> None:
             nn.init.constant_(module.bias, 0.0001)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """Sizes of one searched block; ``stride`` is 0 where it splits its channels."""
+
+    name: str
+    in_channels: int
+    channels: int
+    stride: int
+
+    def module(self, operator: str, affine: bool, mid: int | None = None) -> nn.Module:
+        """The block with one operator, ``mid`` channels wide inside (half its output)."""
+        if not self.stride:
+            return ShuffleBlock(self.channels, operator, affine=affine, mid=mid)
+        return ProjectionBlock(
+            self.in_channels, self.channels, operator, stride=self.stride, affine=affine, mid=mid
+        )
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        """What two blocks of the same structure share."""
+        return self.in_channels, self.channels, self.stride
+
+
+def shuffle_blocks(
+    space: str,
+    presets: Mapping[str, Preset],
+    *,
+    preset: str,
+    input_shape: tuple[int, int, int],
+) -> tuple[Preset, tuple[Block, ...]]:
+    """Sizes of a preset and its searched blocks for pictures of ``input_shape``.
+
+    Raises:
+        SpaceError: an unknown preset, or pictures that are too small.
+    """
+    if preset not in presets:
+        raise SpaceError(f"{space} has no preset {preset!r}; known: {', '.join(presets)}")
+    sizes = presets[preset]
+    _, height, width = input_shape
+    if min(height, width) < 4:
+        raise SpaceError(f"{space} needs pictures of 4x4 or more, not {height}x{width}")
+    blocks: list[Block] = []
+    in_channels = sizes.stem_channels
+    strides = stage_strides(-(-min(height, width) // sizes.stem_stride), len(sizes.channels))
+    for channels, repeats, stride in zip(sizes.channels, sizes.repeats, strides, strict=True):
+        for repeat in range(repeats):
+            blocks.append(
+                Block(
+                    name=f"block{len(blocks) + 1:02d}",
+                    in_channels=in_channels,
+                    channels=channels,
+                    stride=0 if repeat else stride,
+                )
+            )
+            in_channels = channels
+    return sizes, tuple(blocks)
+
+
 def shufflenetv2(*, preset: str, input_shape: tuple[int, int, int], n_classes: int) -> ChainSpace:
     """Make the space.
 
@@ -146,38 +227,22 @@ def shufflenetv2(*, preset: str, input_shape: tuple[int, int, int], n_classes: i
     >>> len(space.decisions)
     20
     """
-    if preset not in PRESETS:
-        raise SpaceError(f"shufflenetv2 has no preset {preset!r}; known: {', '.join(PRESETS)}")
-    sizes = PRESETS[preset]
-    in_channels, height, width = input_shape
-    if min(height, width) < 4:
-        raise SpaceError(f"shufflenetv2 needs pictures of 4x4 or more, not {height}x{width}")
-    chain = [_stem(in_channels, sizes)]
-    c, index = sizes.stem_channels, 0
-    strides = stage_strides(-(-min(height, width) // sizes.stem_stride), len(sizes.channels))
-    for channels, repeats, stride in zip(sizes.channels, sizes.repeats, strides, strict=True):
-        for repeat in range(repeats):
-            index += 1
-            name = f"block{index:02d}"
-            if repeat == 0:
-                chain.append(_projection_position(name, c, channels, stride))
-            else:
-                chain.append(_shuffle_position(name, channels))
-        c = channels
-    chain.append(_head(c, sizes, n_classes))
+    sizes, blocks = shuffle_blocks("shufflenetv2", PRESETS, preset=preset, input_shape=input_shape)
+    searched = (Position(name=b.name, choices=OPERATORS, key=b.key, build=b.module) for b in blocks)
     return ChainSpace(
         name="shufflenetv2",
         preset=preset,
         options=asdict(sizes),
         input_shape=input_shape,
         n_classes=n_classes,
-        chain=tuple(chain),
+        chain=(stem(input_shape[0], sizes), *searched, head(sizes, n_classes)),
         supernet_affine=False,
-        initialise=_initialise_as_paper if sizes.paper_initialisation else None,
+        initialise=sizes.initialise,
     )
 
 
-def _stem(in_channels: int, sizes: Preset) -> Position:
+def stem(in_channels: int, sizes: Preset) -> Position:
+    """The fixed first convolution."""
     return Position(
         name="stem",
         choices=(FIXED,),
@@ -188,7 +253,9 @@ def _stem(in_channels: int, sizes: Preset) -> Position:
     )
 
 
-def _head(channels: int, sizes: Preset, n_classes: int) -> Position:
+def head(sizes: Preset, n_classes: int) -> Position:
+    """The fixed last convolution and the classifier."""
+    channels = sizes.channels[-1]
     return Position(
         name="head",
         choices=(FIXED,),
@@ -196,24 +263,4 @@ def _head(channels: int, sizes: Preset, n_classes: int) -> Position:
         build=lambda _, affine: Head(
             channels, sizes.features, n_classes, dropout=0.1, bias=False, affine=affine
         ),
-    )
-
-
-def _projection_position(name: str, in_channels: int, channels: int, stride: int) -> Position:
-    return Position(
-        name=name,
-        choices=OPERATORS,
-        key=("projection", in_channels, channels, stride),
-        build=lambda operator, affine: ProjectionBlock(
-            in_channels, channels, operator, stride=stride, affine=affine
-        ),
-    )
-
-
-def _shuffle_position(name: str, channels: int) -> Position:
-    return Position(
-        name=name,
-        choices=OPERATORS,
-        key=("shuffle", channels),
-        build=lambda operator, affine: ShuffleBlock(channels, operator, affine=affine),
     )

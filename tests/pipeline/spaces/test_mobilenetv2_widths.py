@@ -17,9 +17,10 @@ from latency_tables.sampler import make_sampler
 from pipeline.export.onnx_export import export_subnet
 from pipeline.export.record import COLUMNS, graph_of, graph_weights
 from pipeline.onnx_runtime import open_session
+from pipeline.spaces.leading import leading
 from pipeline.spaces.mobile_blocks import IDENTITY, OPERATORS
 from pipeline.spaces.mobilenetv2 import mobilenetv2
-from pipeline.spaces.mobilenetv2_widths import COEFFICIENTS, leading, mobilenetv2_widths
+from pipeline.spaces.mobilenetv2_widths import COEFFICIENTS, mobilenetv2_widths
 from tests.pipeline.spaces.weighted import weighted
 
 torch.set_num_threads(1)

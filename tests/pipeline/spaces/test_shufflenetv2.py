@@ -122,3 +122,25 @@ def test_the_supernet_holds_the_published_number_of_weights() -> None:
 def test_the_table_is_cached_and_reproducible() -> None:
     assert TINY.cost_table() is TINY.cost_table()
     assert space_cost_table(TINY).table_hash == TINY.cost_table().table_hash
+
+
+# figure 4 of Supernet Shifting: stages that many times as deep; MACs with one operator everywhere
+DEPTHS = {
+    "0.5": (198_369_344, 206_096_448),
+    "1.5": (393_315_648, 511_555_392),
+    "2": (490_788_800, 664_284_864),
+    "4": (880_681_408, 1_275_202_752),
+}
+
+
+@pytest.mark.parametrize("multiplier", DEPTHS)
+def test_deeper_and_shallower_spaces_cost_what_the_definition_says(multiplier: str) -> None:
+    space = load_space(
+        "shufflenetv2", preset=f"paper-x{multiplier}", input_shape=(3, 224, 224), n_classes=1000
+    )
+    n = len(space.decisions)
+    assert n == 20 * float(multiplier)
+    macs = tuple(
+        graph_of(space, Arch.from_genes(space.decisions, [op] * n)).macs() for op in (0, 3)
+    )
+    assert macs == DEPTHS[multiplier]
