@@ -19,6 +19,7 @@ from markupsafe import Markup
 from latency_tables.estimate import Estimate
 from latency_tables.files import write_text
 from pipeline.report import charts, figures
+from pipeline.report.drawing import cell_of, draw_cell
 from pipeline.report.figures import Agreement
 from pipeline.report.model import Block, DeviceReport, MeasuredRow, ReportData
 
@@ -83,6 +84,7 @@ def render_html(report: ReportData) -> str:
     """
     views = [_view(report, device) for device in report.devices]
     blocks = report.winner.blocks if report.winner else ()
+    colours = _colours(report, blocks)
     return (
         _environment()
         .get_template("report.html.j2")
@@ -90,7 +92,8 @@ def render_html(report: ReportData) -> str:
             report=report,
             views=views,
             winner=report.winner,
-            colours=_colours(report, blocks),
+            colours=colours,
+            cell=draw_cell(cell_of(report.winner.arch), colours) if report.winner else None,
             heaviest=max((b.macs or 0.0 for b in blocks), default=0.0),
             training=charts.training_chart(report.training),
             n_feasible=sum(e.feasible for e in report.evaluations),
@@ -130,9 +133,10 @@ def _colours(report: ReportData, blocks: tuple[Block, ...]) -> Mapping[str, str]
     names: dict[str, None] = {}
     for block in blocks:
         if len(block.choices) > 1:
-            names.update(dict.fromkeys((*block.choices, block.choice)))
-    for row in report.front:
-        names.update(dict.fromkeys(map(str, row.arch.values())))
+            names.update(dict.fromkeys((*block.choices, block.tone or block.choice)))
+    if not names:  # a searched cell, or nothing was chosen yet
+        for row in report.front:
+            names.update(dict.fromkeys(map(str, row.arch.values())))
     return {name: f"op{index % N_COLOURS}" for index, name in enumerate(names)}
 
 

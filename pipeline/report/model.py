@@ -8,11 +8,11 @@ they are kept as they are here and escaped where they are printed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
-from latency_tables.arch import Arch, Decision
+from latency_tables.arch import Arch
 from latency_tables.estimate import Estimate
 from latency_tables.pooling import pool
 from latency_tables.records import Measurement, Verdict
@@ -124,11 +124,16 @@ class LimitRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """One position of the chosen network. A position with one choice was not searched."""
+    """One position of the chosen network. A position with one choice was not searched.
+
+    ``choice`` says all that was decided; ``tone`` is the decision that colours it, one of
+    ``choices``.
+    """
 
     name: str
     choice: str
     choices: tuple[str, ...]
+    tone: str = ""
     macs: float | None = None
 
 
@@ -138,6 +143,7 @@ class Winner:
 
     arch: Arch
     blocks: tuple[Block, ...]
+    settings: tuple[tuple[str, str], ...] = ()
     search_accuracy: float
     n_search_images: int
     test_accuracy: float | None = None
@@ -215,32 +221,6 @@ def measured_row(what: str, measurement: Measurement) -> MeasuredRow:
         latency=pool([measurement], source="measured") if measurement.ok else None,
         verdicts=measurement.verdicts,
         reason=measurement.why_not(),
-    )
-
-
-def blocks_of(
-    positions: Sequence[tuple[str, tuple[str, ...]]],
-    decisions: Sequence[Decision],
-    arch: Arch,
-    macs: Mapping[str, float] | None = None,
-) -> tuple[Block, ...]:
-    """Blocks of an architecture, position by position; arguments as a Space gives them.
-
-    ``macs`` maps position names to multiply-accumulates.
-
-    >>> decision = Decision(label="b1", choices=("k3", "k5"))
-    >>> blocks_of([("stem", ()), ("b1", ("b1",))], [decision], Arch({"b1": "k5"}))[1].choice
-    'k5'
-    """
-    choices = {d.label: tuple(map(str, d.choices)) for d in decisions}
-    return tuple(
-        Block(
-            name=name,
-            choice=", ".join(str(arch[label]) for label in labels if label in arch) or "fixed",
-            choices=tuple(c for label in labels for c in choices.get(label, ())),
-            macs=None if macs is None else macs.get(name),
-        )
-        for name, labels in positions
     )
 
 

@@ -13,6 +13,7 @@ from latency_tables.interchange import read_measurements
 from latency_tables.pooling import pool
 from latency_tables.records import Measurement, Verdict
 from pipeline.export.manifest import Manifest, load_manifest
+from pipeline.report.drawing import blocks_of, settings_of
 from pipeline.report.model import (
     Command,
     DeviceReport,
@@ -26,7 +27,6 @@ from pipeline.report.model import (
     TablePoint,
     TrainingPoint,
     Winner,
-    blocks_of,
     measured_row,
 )
 from pipeline.run.folder import RunFolder
@@ -251,13 +251,15 @@ def _winner(files: _Files) -> Winner | None:
     factors = files.costs.factor_values(files.costs.genes([arch]))[0]  # (n_factors, n_columns)
     column = [c.name for c in files.costs.columns].index("macs")
     macs = {f.name: float(factors[i, column]) for i, f in enumerate(files.costs.factors)}
+    positions = [(f.name, f.labels) for f in files.costs.factors]
     decisions = [
         Decision(label=label, choices=tuple(choices))
         for label, choices in files.profile["decisions"].items()
     ]
     return Winner(
         arch=arch,
-        blocks=blocks_of([(f.name, f.labels) for f in files.costs.factors], decisions, arch, macs),
+        blocks=blocks_of(positions, decisions, arch, macs),
+        settings=settings_of(positions, arch),
         search_accuracy=searched.value if searched else 0.0,
         n_search_images=searched.n_images if searched else 0,
         test_accuracy=test.value if test else None,

@@ -12,6 +12,7 @@ import pytest
 
 from latency_tables.arch import Arch, Decision
 from latency_tables.records import Verdict
+from pipeline.report.drawing import blocks_of
 from pipeline.report.html import OPEN_ROWS, render_html, write_report
 from pipeline.report.model import (
     Block,
@@ -21,7 +22,6 @@ from pipeline.report.model import (
     ReportData,
     StageTime,
     TrainingPoint,
-    blocks_of,
 )
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'>&{{7*7}}"
