@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -300,6 +300,27 @@ class CostTable:
             factors.append(Factor(name=factor.name, labels=factor.labels, values=joined))
         columns = [*(self.columns[i] for i in kept), Column(name=name, unit=unit, reduce=reduce)]
         return CostTable(self.decisions, columns, factors)
+
+    def given(self, label: str, choice: Choice) -> CostTable:
+        """The table of the architectures that take ``choice``: ``label`` has that choice alone.
+
+        Raises:
+            InvalidArchError: no such choice.
+        """
+        decision = next((d for d in self.decisions if d.label == label), None)
+        if decision is None:
+            raise SpaceError(f"no decision is called {label!r}; there are {', '.join(self._sizes)}")
+        index = decision.index(choice)
+        decisions = [
+            Decision(label=label, choices=(choice,)) if d is decision else d for d in self.decisions
+        ]
+        factors = [
+            replace(f, values=f.values.take([index], axis=f.labels.index(label)))
+            if label in f.labels
+            else f
+            for f in self.factors
+        ]
+        return CostTable(decisions, self.columns, factors)
 
     @cached_property
     def table_hash(self) -> str:

@@ -4,9 +4,11 @@ The obvious way draws until one fits, which is slow in the tails: a budget of 1 
 hundred draws. Here the number of genomes per cost is tabulated once, and every draw then fits.
 
 Three ways, chosen by :func:`make_sampler`: spaces of at most a million genomes are enumerated;
-larger ones are counted by variable elimination (:mod:`latency_tables.sampler_elimination`);
-couplings that are too wide for a table are refused unless rejection is asked for, which says
-``exact = False``, because its probabilities are estimates and a draw may fail.
+larger ones are counted by variable elimination (:mod:`latency_tables.sampler_elimination`), under
+each choice of one decision alone where that is coupled with nearly everything
+(:mod:`latency_tables.sampler_conditioned`); couplings that are too wide for a table even so are
+refused unless rejection is asked for, which says ``exact = False``, because its probabilities are
+estimates and a draw may fail.
 """
 
 from __future__ import annotations
@@ -18,9 +20,11 @@ from latency_tables.cost_table import Array, CostTable, Genes
 from latency_tables.elimination import MAX_ENTRIES
 from latency_tables.errors import TableTooWideError
 from latency_tables.sampler_base import CostSampler, Method
+from latency_tables.sampler_conditioned import ConditionedSampler
 from latency_tables.sampler_elimination import EliminationSampler
 
 __all__ = [
+    "ConditionedSampler",
     "CostSampler",
     "EliminationSampler",
     "EnumerationSampler",
@@ -111,6 +115,16 @@ def _quantiles(ordered: Array, levels: ArrayLike) -> Array:
     return found
 
 
+def _eliminating(table: CostTable, column: str) -> CostSampler:
+    try:
+        return EliminationSampler(table, column)
+    except TableTooWideError as error:
+        try:
+            return ConditionedSampler(table, column)
+        except TableTooWideError:
+            raise error from None
+
+
 def make_sampler(table: CostTable, column: str, *, approximate: bool = False) -> CostSampler:
     """The best sampler for one column: enumeration, elimination, or (if allowed) rejection.
 
@@ -138,7 +152,7 @@ def make_sampler(table: CostTable, column: str, *, approximate: bool = False) ->
     adds_up = any(c.name == column and c.reduce == "sum" for c in table.columns)
     try:
         if adds_up:
-            return EliminationSampler(table, column)
+            return _eliminating(table, column)
         if column not in table.column_names():
             table.minimum(column)  # raises, naming the columns that exist
         raise TableTooWideError(table.n_archs, MAX_ENTRIES, [d.label for d in table.decisions])

@@ -174,6 +174,16 @@ class EliminationSampler(CostSampler):
         start, end = self._bins(low, high, 0.0)
         return float(self._cumulative[end] - self._cumulative[start])
 
+    def weight(self, low: float, high: float) -> float:
+        """Number of genomes among which a draw for [low, high] is made before it is checked."""
+        start, end = self._bins(low, high, self._slack)
+        return float(self._cumulative[end] - self._cumulative[start])
+
+    def distribution(self) -> tuple[Array, Array]:
+        """Costs of the bins and the genomes in each."""
+        costs: Array = self._base + self._step * np.arange(self._n_bins, dtype=np.float64)
+        return costs, self._counts
+
     def quantiles(self, levels: ArrayLike) -> Array:
         """Costs at these fractions of all genomes (of the bin, see :meth:`count`)."""
         targets = np.asarray(levels, dtype=np.float64) * self._cumulative[-1] * (1 - 1e-12)
@@ -196,7 +206,7 @@ class EliminationSampler(CostSampler):
     def _listed(self, low: float, high: float) -> Genes | None:
         """Every genome whose bin touches the range, if those are few: rounding hides them."""
         start, end = self._bins(low, high, self._slack)
-        if self._cumulative[end] - self._cumulative[start] > _LIST:
+        if self.weight(low, high) > _LIST:
             return None
         totals = start + np.flatnonzero(self._counts[start:end])
         chosen: dict[str, NDArray[np.int64]] = {}
