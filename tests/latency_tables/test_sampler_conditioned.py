@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -89,7 +91,7 @@ def test_spaces_that_are_too_wide_for_one_table_are_divided() -> None:
 
 def test_what_is_too_wide_even_so_is_refused() -> None:
     rng, labels = np.random.default_rng(0), "abcd"
-    pairs = zip(labels, labels[1:], strict=False)
+    pairs = itertools.pairwise(labels)
     table = table_of(dict.fromkeys(labels, 200), {pair: rng.random((200, 200)) for pair in pairs})
     with pytest.raises(TableTooWideError):
         make_sampler(table, "cost")
