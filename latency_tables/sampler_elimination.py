@@ -69,10 +69,9 @@ class EliminationSampler(CostSampler):
         if next(c for c in table.columns if c.name == column).reduce != "sum":
             raise SpaceError(f"column {column!r} does not add up over factors")
         plan = self._plan([scope for scope, _ in factors], max_entries)
-        widest = max((math.prod(self._sizes[v] for v in joint) for joint, _ in plan), default=1)
+        widest, joint = self._widest(plan)
         n_bins = max_entries // widest
         if n_bins < MIN_BINS:
-            joint = max((j for j, _ in plan), key=lambda j: math.prod(self._sizes[v] for v in j))
             raise TableTooWideError(widest * MIN_BINS, max_entries, sorted(joint))
         self._base = sum(float(values.min()) for _, values in factors)
         self._step, self.counts_are_exact = _grid([values for _, values in factors], n_bins)
@@ -87,8 +86,28 @@ class EliminationSampler(CostSampler):
         self._cumulative = np.concatenate([[0.0], np.cumsum(self._counts)])
 
     def _plan(self, scopes: list[Scope], max_entries: int) -> list[tuple[Scope, Scope]]:
-        """(joint labels, labels forgotten afterwards) per step."""
-        order = elimination_order(scopes, self._sizes, max_entries=max_entries)
+        """(joint labels, labels forgotten afterwards) per step: the narrower one of two orders.
+
+        The smallest tables first may hop between the ends of a chain, and what an end leaves open
+        is carried along; the order of the factors is a walk from one end to the other.
+        """
+        last = {v: i for i, scope in enumerate(scopes) for v in scope}
+        walk = self._steps_of(sorted(self._sizes, key=lambda v: last.get(v, -1)), scopes)
+        try:
+            order = elimination_order(scopes, self._sizes, max_entries=max_entries)
+        except TableTooWideError:
+            if self._widest(walk)[0] * MIN_BINS > max_entries:
+                raise
+            return walk
+        return min(self._steps_of(order, scopes), walk, key=lambda plan: self._widest(plan)[0])
+
+    def _widest(self, plan: list[tuple[Scope, Scope]]) -> tuple[int, Scope]:
+        """Entries and labels of the largest joint table of a plan, apart from its bins."""
+        joints = [(math.prod(self._sizes[v] for v in joint), joint) for joint, _ in plan]
+        return max(joints, default=(1, ()), key=lambda entry: entry[0])
+
+    def _steps_of(self, order: Sequence[str], scopes: list[Scope]) -> list[tuple[Scope, Scope]]:
+        """The plan that forgets the variables in this order."""
         waiting, frontier, seen = list(scopes), list[str](), set[str]()
         plan: list[tuple[Scope, Scope]] = []
         for variable in order:

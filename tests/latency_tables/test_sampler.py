@@ -159,6 +159,26 @@ def test_the_method_follows_the_size_and_the_couplings() -> None:
     assert make_sampler(chain(20, 4), "cost").method == "elimination"
 
 
+def test_stages_that_are_small_at_both_ends_are_counted_from_one_end_to_the_other() -> None:
+    rng = np.random.default_rng(0)
+    sizes = {"size": 2}
+    factors: dict[tuple[str, ...], np.ndarray] = {}
+    for i, (width, options) in enumerate([(2, 2), (3, 3), (2, 4), (3, 4), (2, 2)]):
+        sizes |= {f"w{i}": width, f"o{i}": options}
+        before = (f"w{i - 1}",) if i else ()
+        for labels in (("size", *before, f"w{i}"), ("size", f"w{i}", f"o{i}")):
+            factors[labels] = rng.integers(1, 9, [sizes[v] for v in labels]).astype(float)
+    table = table_of(sizes, factors)
+    # the smallest tables first would couple both ends with the middle: more than 24 entries a bin
+    sampler, all_of_them = EliminationSampler(table, "cost", max_entries=24 * 512), (0, np.inf)
+    exact = EnumerationSampler(table, "cost")
+    assert sampler.count(*all_of_them) == table.n_archs
+    for low, high in ((30, 40), (45, 46), (60, 80)):
+        assert sampler.count(low, high) == exact.count(low, high)
+    drawn = sampler.sample(rng, 45, 46, 50)
+    assert set(table.column("cost", drawn)) == {45, 46}
+
+
 def test_too_wide_a_coupling_needs_consent_to_rejection() -> None:
     sizes = {f"d{i}": 10 for i in range(7)}
     pairs = {
