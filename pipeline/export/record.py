@@ -112,8 +112,10 @@ class GraphRecorder:
         if key not in self._fragments:
             try:
                 module = _built(segment)
+                tensors = (*module.parameters(), *module.buffers())
+                own = all(t.device.type == "meta" for t in tensors)
                 self._fragments[key] = Fragment(
-                    graph=record(module, input_shape),
+                    graph=record(module, input_shape, own=own),
                     n_parameters=sum(p.numel() for p in module.parameters()),
                 )
             except UnsupportedOperatorError as error:
@@ -210,9 +212,11 @@ def space_cost_table(space: Space) -> CostTable:
     factors = []
     for position in position_fragments(space):
         values = np.zeros((*position.shape, len(COLUMNS)))
-        for genes, fragment in position.fragments.items():
-            if fragment is not None:
-                values[genes] = fragment_costs(position.name, fragment)
+        present = {genes: f for genes, f in position.fragments.items() if f is not None}
+        distinct = {id(f): f for f in present.values()}  # whether a block is there repeats them
+        costs = {key: fragment_costs(position.name, f) for key, f in distinct.items()}
+        for genes, fragment in present.items():
+            values[genes] = costs[id(fragment)]
         factors.append(Factor(name=position.name, labels=position.labels, values=values))
     return CostTable(space.decisions, COLUMNS, factors)
 

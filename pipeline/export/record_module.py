@@ -19,6 +19,21 @@ from latency_tables.graph import Graph
 from pipeline.export.record_builder import GraphBuilder
 from pipeline.export.record_ops import HANDLERS
 
+_SAME_SHAPE = frozenset({"relu", "sigmoid", "silu", "gelu", "hardswish", "hardsigmoid"})
+
+
+def _shaped_like_input(name: str, a: dict[str, Any]) -> Tensor | None:
+    """The output of an operator that changes no shape, None for others.
+
+    torch computes the shape in Python, through decompositions: half of the time of recording.
+    """
+    if name == "batch_norm":
+        x, mean = a["input"], a["running_mean"]
+        same = mean is not None and not a["training"] and mean.shape == x.shape[1:2]
+    else:
+        x, same = a.get("self"), name in _SAME_SHAPE
+    return torch.empty_like(x) if same and isinstance(x, Tensor) else None
+
 
 class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Hands every operator to its handler; unknown ones are decomposed by torch or refused."""
@@ -47,17 +62,20 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         }
         if in_place and isinstance(args[0], Tensor) and self.builder.shares_memory(args[0]):
             raise UnsupportedOperatorError(f"{schema.name} on a tensor that has views")
-        out = func(*args, **kwargs)
+        out = _shaped_like_input(name, arguments)
+        if out is None:
+            out = func(*args, **kwargs)
         handler(self.builder, arguments, out)
         return out
 
 
-def record(module: nn.Module, input_shape: tuple[int, ...]) -> Graph:
+def record(module: nn.Module, input_shape: tuple[int, ...], *, own: bool = False) -> Graph:
     """Record a module that maps one float32 tensor to one tensor.
 
     Args:
         module: any module; its weights may live on the meta device. It is not changed.
         input_shape: shape of the input including the batch, for example (1, 3, 224, 224).
+        own: the module is nobody else's and lives on the meta device, so it needs no copy.
 
     Raises:
         UnsupportedOperatorError: names the operator that Graph does not have.
@@ -65,7 +83,7 @@ def record(module: nn.Module, input_shape: tuple[int, ...]) -> Graph:
     >>> record(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), (1, 3, 8, 8)).nodes[0].op
     'Conv'
     """
-    shadow, constants = _on_meta(module)
+    shadow, constants = (module.eval(), {}) if own else _on_meta(module)
     builder = GraphBuilder(shadow, constants)
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one opaque operator otherwise

@@ -247,6 +247,11 @@ def test_recording_changes_neither_weights_nor_mode() -> None:
     assert all(torch.equal(before[k], v) for k, v in module.state_dict().items())
 
 
+def test_what_torch_refuses_is_refused_although_its_shapes_are_not_asked_for() -> None:
+    with pytest.raises(RuntimeError, match="running_mean should contain 4 elements not 5"):
+        record(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(5)), (1, 3, 4, 4))
+
+
 def test_a_module_on_the_meta_device_gives_the_same_graph() -> None:
     with torch.device("meta"):
         meta = TinyViT()

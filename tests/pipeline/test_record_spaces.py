@@ -35,6 +35,9 @@ class ElasticSpace:
     input_shape: tuple[int, int, int] = (3, 8, 8)
     decisions: tuple[Decision, ...] = field(default=DECISIONS)
 
+    def input_shape_of(self, arch: Arch) -> tuple[int, int, int]:
+        return self.input_shape
+
     def positions(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
         blocks = ((f"block{i}", ("width", "depth", f"kernel{i}")) for i in (1, 2))
         return (("stem", ("width",)), *blocks, ("head", ("width",)))
