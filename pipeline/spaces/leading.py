@@ -32,6 +32,15 @@ def leading_state(source: nn.Module, target: nn.Module) -> dict[str, Tensor]:
     return {name: leading(given[name], tuple(t.shape)) for name, t in wanted.items()}
 
 
+def _copy_modes(source: nn.Module, target: nn.Module) -> None:
+    """Make every module train and track as its original does: passes without dropout set them one
+    by one."""
+    for original, module in zip(source.modules(), target.modules(), strict=True):
+        module.training = original.training
+        if isinstance(original, nn.BatchNorm2d) and isinstance(module, nn.BatchNorm2d):
+            module.track_running_stats = original.track_running_stats
+
+
 class LeadingSupernet(ChainSupernet):
     """Every block at full width; a path runs the leading channels of each."""
 
@@ -51,8 +60,9 @@ class LeadingSupernet(ChainSupernet):
     def forward(self, x: Tensor, arch: Arch) -> Tensor:
         """Logits (N, n_classes) of the path ``arch`` at its widths."""
         for position, segment in zip(self.chain, self._segments(arch), strict=True):
-            narrow = self._narrow_block(segment).train(self.training)
-            x = functional_call(narrow, leading_state(self.block(position, arch), narrow), (x,))
+            full, narrow = self.block(position, arch), self._narrow_block(segment)
+            _copy_modes(full, narrow)
+            x = functional_call(narrow, leading_state(full, narrow), (x,))
         return x
 
     def _narrow_block(self, segment: Segment) -> nn.Module:
