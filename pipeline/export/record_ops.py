@@ -105,6 +105,41 @@ def layer_norm(b: GraphBuilder, a: Arguments, out: Tensor) -> None:
     b.emit("LayerNormalization", inputs, [out], axis=-len(shape), epsilon=float(a["eps"]))
 
 
+def group_norm(b: GraphBuilder, a: Arguments, out: Tensor) -> None:
+    """Group norm: an instance norm of every group as one channel, then weight and bias."""
+    x, groups = a["input"], int(a["num_groups"])
+    flat = (x.shape[0], groups, x[0].numel() // groups)
+    y = b.step("Reshape", [b.value(x), b.integers(flat)], flat)
+    ones, zeros = np.ones(groups, dtype=np.float32), np.zeros(groups, dtype=np.float32)
+    inputs = [y, b.constant(ones), b.constant(zeros)]
+    y = b.step("InstanceNormalization", inputs, flat, epsilon=float(a["eps"]))
+    weight, bias = a.get("weight"), a.get("bias")
+    if weight is None or bias is None:
+        b.emit("Reshape", [y, b.integers(out.shape)], [out])
+        return
+    y = b.step("Reshape", [y, b.integers(out.shape)], out.shape)
+    y = b.step("Mul", [y, _per_channel(b, weight, out, fan_in=0)], out.shape)
+    b.emit("Add", [y, _per_channel(b, bias, out, fan_in=x.shape[1])], [out])
+
+
+def prelu(b: GraphBuilder, a: Arguments, out: Tensor) -> None:
+    """ReLU with a slope that was learnt, one or one for every channel."""
+    x, slope = a["self"], a["weight"]
+    several = slope.numel() > 1
+    name = (
+        _per_channel(b, slope, x, fan_in=slope.numel())
+        if several
+        else b.value(slope, fan_in=slope.numel())
+    )
+    b.emit("PRelu", [b.value(x), name], [out])
+
+
+def _per_channel(b: GraphBuilder, weights: Tensor, x: Tensor, *, fan_in: int) -> str:
+    """A vector of weights as (C, 1, ...), which broadcasts over (N, C, ...)."""
+    shape = (weights.shape[0], *(1,) * (x.ndim - 2))
+    return b.step("Reshape", [b.value(weights, fan_in=fan_in), b.integers(shape)], shape)
+
+
 # -- products ------------------------------------------------------------------------------------
 
 
@@ -225,6 +260,8 @@ HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(("batch_norm", "native_batch_norm"), batch_norm),
     "linear": linear,
     "layer_norm": layer_norm,
+    "group_norm": group_norm,
+    "prelu": prelu,
     **dict.fromkeys(("matmul", "mm", "bmm"), matmul),
     "addmm": addmm,
     "scaled_dot_product_attention": attention,
@@ -254,6 +291,7 @@ HANDLERS: dict[str, Handler] = {
     "adaptive_avg_pool2d": shapes.adaptive_avg_pool,
     "avg_pool2d": shapes.pool("AveragePool"),
     "max_pool2d": shapes.pool("MaxPool"),
+    "upsample_nearest2d": shapes.upsample_nearest,
     **dict.fromkeys(_PASSES, shapes.passes),
     **dict.fromkeys(("dropout", "feature_dropout"), shapes.dropout),
     **dict.fromkeys(_RESHAPES, shapes.reshape),

@@ -84,6 +84,19 @@ def pool(op: str) -> Handler:
 # -- shapes --------------------------------------------------------------------------------------
 
 
+def upsample_nearest(b: GraphBuilder, a: Arguments, out: Tensor) -> None:
+    """Repetition of pixels, by whole numbers only: runtimes round the others differently."""
+    x = a["input"]
+    factors = [large / small for large, small in zip(out.shape, x.shape, strict=True)]
+    if any(factor != int(factor) for factor in factors):
+        raise UnsupportedOperatorError(
+            f"interpolation from {tuple(x.shape[2:])} to {tuple(out.shape[2:])}"
+        )
+    scales = b.constant(np.array(factors, dtype=np.float32))
+    b.emit("Resize", [b.value(x), "", scales], [out], mode="nearest",
+           coordinate_transformation_mode="asymmetric", nearest_mode="floor")  # fmt: skip
+
+
 def passes(b: GraphBuilder, a: Arguments, out: Tensor) -> None:
     """Copies and casts to the same type: the value stays what it is."""
     x = a.get("self", a.get("input"))

@@ -106,6 +106,11 @@ MODULES: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "dilated grouped convolution": (nn.Conv2d(8, 8, 3, dilation=2, padding=2, groups=4), PICTURE),
     "same padding": (nn.Conv2d(8, 4, (3, 5), padding="same"), PICTURE),
     "convolution over one axis": (nn.Conv1d(4, 6, 3, padding=1), TOKENS),
+    "group norm": (nn.GroupNorm(4, 8), PICTURE),
+    "plain group norm": (nn.GroupNorm(2, 8, affine=False), PICTURE),
+    "one learnt slope": (nn.PReLU(), PICTURE),
+    "a learnt slope for every channel": (nn.PReLU(8), PICTURE),
+    "repeated pixels": (nn.Upsample(scale_factor=2), PICTURE),
     "folded batch norm": (nn.Sequential(nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4)), PICTURE),
     "folded plain batch norm": (
         nn.Sequential(nn.Conv2d(8, 4, 1, bias=False), nn.BatchNorm2d(4, affine=False)),
