@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from latency_tables.errors import SpaceError
+from pipeline.spaces.drop_path import DropPath
 from pipeline.spaces.layers import conv_bn, depthwise_bn
 
 IDENTITY = "identity"
@@ -71,11 +72,12 @@ class InvertedResidual(nn.Module):
             *((SqueezeExcitation(expanded),) if se else ()),
             *conv_bn(expanded, channels, 1, relu=False, affine=affine),
         )
+        self.drop_path = DropPath()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) → (N, C, ceil(H / stride), ceil(W / stride))."""
         y: Tensor = self.body(x)
-        return x + y if self.residual else y
+        return x + self.drop_path(y) if self.residual else y
 
 
 def expansion(operator: str) -> int:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from latency_tables.arch import Arch
 from latency_tables.errors import SpaceError
 from pipeline.spaces.chain import FIXED, ChainSpace, Position
+from pipeline.spaces.drop_path import DropPath
 from pipeline.spaces.layers import Head, conv_bn, depthwise_bn, stage_strides
 
 OPERATORS = ("identity", "mb3_k3", "mb6_k5")
@@ -60,11 +61,12 @@ class InvertedResidual(nn.Module):
             *depthwise_bn(mid, kernel, stride=stride, relu=True, affine=affine),
             *conv_bn(mid, channels, 1, relu=False, affine=affine),
         )
+        self.drop_path = DropPath()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) → (N, C, ceil(H / stride), ceil(W / stride))."""
         y: Tensor = self.body(x)
-        return x + y if self.residual else y
+        return x + self.drop_path(y) if self.residual else y
 
 
 class NASBenchMacro(ChainSpace):

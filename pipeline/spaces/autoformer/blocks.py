@@ -25,6 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.spaces.drop_path import DropPath
+
 
 def leading(weight: Tensor, *sizes: int) -> Tensor:
     """The first ``sizes[i]`` entries of every axis i: a view, the weight itself where that is all.
@@ -150,13 +152,15 @@ class Block(nn.Module):
         self.fc1 = nn.Linear(e, f)
         self.activation = nn.GELU()
         self.fc2 = nn.Linear(f, e)
+        self.drop_path = DropPath()
 
     def forward(self, x: Tensor, size: BlockSize | None = None) -> Tensor:
         """(B, N, E) → (B, N, E)."""
         size = self.size if size is None else size
-        x = x + self._attention(_norm(self.norm1, x), size.heads)
+        x = x + self.drop_path(self._attention(_norm(self.norm1, x), size.heads))
         hidden = _linear(self.fc1, _norm(self.norm2, x), size.hidden)  # (B, N, f)
-        return x + _linear(self.fc2, self.activation(hidden), size.embed_dim)
+        y: Tensor = self.drop_path(_linear(self.fc2, self.activation(hidden), size.embed_dim))
+        return x + y
 
     def _attention(self, x: Tensor, heads: int) -> Tensor:
         b, n, e = x.shape

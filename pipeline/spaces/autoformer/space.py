@@ -16,8 +16,8 @@ for tests). ``tiny-absolute`` and so on have no relative positions: the same wit
 2 (for keys, for values) · 2 (axes) · 30 · 64 weights per block, and without their products, which
 double the MACs of attention.
 
-As in the authors' recipe the classifier sees the mean over the patches. Deviation: subnets of a
-supernet have no drop path.
+As in the authors' recipe the classifier sees the mean over the patches. Drop path, 0.1 there, is
+``train.drop_path``.
 """
 
 from __future__ import annotations
