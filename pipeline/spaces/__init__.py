@@ -24,6 +24,8 @@ SPACES = {
     "mobilenetv2_widths": "pipeline.spaces.mobilenetv2_widths:mobilenetv2_widths",
     "proxyless": "pipeline.spaces.proxyless:proxyless",
     "autoformer": "pipeline.spaces.autoformer:autoformer",
+    "attentivenas": "pipeline.spaces.elastic_cnn:attentivenas",
+    "bignas": "pipeline.spaces.elastic_cnn:bignas",
 }
 
 
