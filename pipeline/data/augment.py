@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from pipeline.data.transfer import to_device
+
 Boxes = npt.NDArray[np.float64]
 _ATTEMPTS = 10
 _RATIO = (3 / 4, 4 / 3)
@@ -26,7 +28,8 @@ _LUMA = (0.299, 0.587, 0.114)
 def random_crop(images: Tensor, padding: int, generator: Generator) -> Tensor:
     """Pad with black and cut back to the same size at a random place per image."""
     n, _, height, width = images.shape
-    offsets = torch.randint(0, 2 * padding + 1, (2, n), generator=generator).to(images.device)
+    offsets = torch.randint(0, 2 * padding + 1, (2, n), generator=generator)
+    offsets = to_device(offsets, images.device)
     padded = F.pad(images, (padding,) * 4)
     # a view of every possible crop, (n, 2p+1, 2p+1, C, H, W); indexing copies one per image
     crops = padded.unfold(2, height, 1).unfold(3, width, 1).permute(0, 2, 3, 1, 4, 5)
@@ -35,7 +38,7 @@ def random_crop(images: Tensor, padding: int, generator: Generator) -> Tensor:
 
 def random_flip(images: Tensor, generator: Generator) -> Tensor:
     """Mirror left and right with probability 1/2 per image."""
-    chosen = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
+    chosen = to_device(torch.rand(len(images), generator=generator) < 0.5, images.device)
     return torch.where(chosen[:, None, None, None], images.flip(3), images)
 
 
@@ -74,7 +77,8 @@ def resized_crop(images: Tensor, boxes: Boxes) -> Tensor:
     theta = torch.zeros(n, 2, 3)
     theta[:, 0, 0], theta[:, 0, 2] = (right - left) / width, (right + left) / width - 1
     theta[:, 1, 1], theta[:, 1, 2] = (lower - upper) / height, (lower + upper) / height - 1
-    grid = F.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
+    theta = to_device(theta, images.device)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     out = F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
     return out.round_().clamp_(0, 255).to(torch.uint8)
 
@@ -87,7 +91,7 @@ def color_jitter(images: Tensor, strength: float, generator: Generator) -> Tenso
     """
     factors = 1 + strength * (2 * torch.rand(3, len(images), generator=generator) - 1)
     order = torch.randperm(3, generator=generator).tolist()
-    factors = factors.to(images.device)[:, :, None, None, None]  # (3, n, 1, 1, 1)
+    factors = to_device(factors, images.device)[:, :, None, None, None]  # (3, n, 1, 1, 1)
     for kind in order:
         if kind == 0:
             reference = torch.zeros_like(images[:, :1])
@@ -102,7 +106,7 @@ def color_jitter(images: Tensor, strength: float, generator: Generator) -> Tenso
 def _grey(images: Tensor) -> Tensor:
     if images.shape[1] == 1:
         return images
-    weights = torch.tensor(_LUMA, dtype=images.dtype, device=images.device)
+    weights = to_device(torch.tensor(_LUMA, dtype=images.dtype), images.device)
     return torch.einsum("nchw,c->nhw", images, weights)[:, None]
 
 
@@ -112,7 +116,7 @@ def erase(images: Tensor, probability: float, generator: Generator) -> Tensor:
     Area 2 % ... 33 % of the image, ratio 0.3 ... 3.3; a side that is too long is cut to the image.
     """
     n, _, height, width = images.shape
-    u = torch.rand(5, n, generator=generator).to(images.device)
+    u = to_device(torch.rand(5, n, generator=generator), images.device)
     area = (_ERASED_AREA[0] + (_ERASED_AREA[1] - _ERASED_AREA[0]) * u[0]) * height * width
     low, high = math.log(_ERASED_RATIO[0]), math.log(_ERASED_RATIO[1])
     ratio = torch.exp(low + (high - low) * u[1])

@@ -19,15 +19,20 @@ from latency_tables.errors import DataError
 from pipeline.data import augment as aug
 from pipeline.data.config import AugmentConfig
 from pipeline.data.dataset import ImageDataset
+from pipeline.data.memory import release_unused
 from pipeline.data.mixing import mix
 from pipeline.data.policy import apply_policy
 from pipeline.data.prefetch import Decoder, Plan, Prefetcher, Request
 from pipeline.data.preprocessing import Preprocessing
 from pipeline.data.raw import Indices
+from pipeline.data.shards import shuffled
+from pipeline.data.transfer import to_device
 from pipeline.randomness import child_seed, numpy_generator, torch_generator
 
 KEEP_MB = 256
 """Evaluation batches up to this size in all (float32) are prepared once and kept."""
+RELEASE_EVERY = 16
+"""Batches of a streamed set after which free memory is given back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -78,6 +83,8 @@ class TrainStream:
         device: where the batches are needed.
         channels_last: memory format of the images.
         workers: processes that decode a streamed set.
+        share: (rank, world) where several processes take a part of each batch. Of a streamed set
+            only that part is decoded, unless images are mixed; the others are black.
 
     Raises:
         DataError: no images, or a policy that does not suit them.
@@ -104,6 +111,7 @@ class TrainStream:
         device: str | torch.device = "cpu",
         channels_last: bool = False,
         workers: int = 2,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         if not len(indices) or batch_size < 1:
             raise DataError(
@@ -124,6 +132,12 @@ class TrainStream:
         self._channels_last = channels_last
         self._normaliser = Normaliser(dataset.preprocessing, self._device)
         self._epoch, self._order = -1, self._indices
+        self._groups = None if dataset.groups is None else dataset.groups[self._indices]
+        rank, world = share
+        size = batch_size // world
+        mixes = bool(self.augment.mixup or self.augment.cutmix)
+        # places of a batch that are decoded
+        self._decoded = slice(None) if mixes else slice(rank * size, (rank + 1) * size)
         self._prefetcher = _prefetcher(
             dataset, self._requests, self.augment.random_resized_crop, workers, self._device
         )
@@ -149,8 +163,10 @@ class TrainStream:
         """Batch ``number`` (0, 1, ... across epochs); the same whenever it is asked for."""
         if number < 0:
             raise DataError(f"batch {number} of {self._name!r}; batches count from 0")
+        if self._prefetcher is not None and number % RELEASE_EVERY == 0:
+            release_unused()
         ids = torch.from_numpy(self.ids(number))
-        labels = self._dataset.labels[ids].to(self._device)
+        labels = to_device(self._dataset.labels[ids], self._device)
         images = self._varied(self._pixels(ids, number), number)
         if self.augment.mixup or self.augment.cutmix:
             rng = numpy_generator(self._seed, "data", self._name, "mix", number)
@@ -167,7 +183,9 @@ class TrainStream:
     def _permuted(self, epoch: int) -> Indices:
         if epoch != self._epoch:
             rng = numpy_generator(self._seed, "data", self._name, "epoch", epoch)
-            self._epoch, self._order = epoch, rng.permutation(self._indices)
+            groups, window = self._groups, self._dataset.window
+            self._epoch = epoch
+            self._order = shuffled(self._indices, groups, rng, window=window)
         return self._order
 
     def _boxes(self, number: int) -> aug.Boxes:
@@ -177,16 +195,22 @@ class TrainStream:
 
     def _requests(self, number: int) -> list[Request] | None:
         ids = self.ids(number).tolist()
-        if self.augment.random_resized_crop is None:
-            return [(i, None) for i in ids]
-        return list(zip(ids, self._boxes(number), strict=True))
+        requests: list[Request] = [(i, None) for i in ids]
+        if self.augment.random_resized_crop is not None:
+            requests = list(zip(ids, self._boxes(number), strict=True))
+        return requests[self._decoded]
 
     def _pixels(self, ids: Tensor, number: int) -> Tensor:
         """uint8 images of a batch on the device, cropped by random_resized_crop if it is on."""
         if self._prefetcher is not None:
-            return self._prefetcher.get(number).to(self._device, non_blocking=True)
+            pixels = self._prefetcher.get(number).to(self._device, non_blocking=True)
+            if len(pixels) == len(ids):
+                return pixels
+            images = pixels.new_zeros((len(ids), *pixels.shape[1:]))
+            images[self._decoded] = pixels
+            return images
         stored = self._dataset.images
-        images = stored.index_select(0, ids.to(stored.device)).to(self._device)
+        images = stored.index_select(0, to_device(ids, stored.device)).to(self._device)
         if self.augment.random_resized_crop is not None:
             boxes = aug.crop_boxes(
                 self._boxes(number), self.augment.random_resized_crop, *images.shape[2:]

@@ -10,7 +10,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-DataName = Literal["digits", "fashion-mnist", "npz", "folder"]
+DataName = Literal["digits", "fashion-mnist", "npz", "folder", "webdataset", "parquet"]
+SHARDED = ("webdataset", "parquet")
+PARQUET_WINDOW = 8
+"""Row groups that are mixed at a time where the run file does not say: each is read as a whole."""
 ResizeMode = Literal["crop", "squash"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -76,7 +79,13 @@ class DataConfig(_Strict):
 
     name: DataName = "digits"
     path: str | None = None
-    """The .npz file, the image folder, or the folder of the Fashion-MNIST files."""
+    """The .npz file, the image folder, the folder of the Fashion-MNIST files, or the shards: one,
+    ``train-{000000..000009}.tar``, ``train-*.parquet``, or their folder."""
+    test_path: str | None = None
+    """Shards of the test images, like ``path``; else a folder's test* or val*, or a seeded cut."""
+    shuffle_shards: int | None = Field(default=None, ge=0)
+    """Shards (parquet: row groups) whose training images are mixed at a time; 0: all of them.
+    By default 0 for webdataset and 8 for parquet, where a row group is read as a whole."""
     image_size: int | None = Field(default=None, ge=4, le=2048)
     """Height and width in pixels; images keep their size if it is not given."""
     channels: Literal[1, 3] | None = None
@@ -103,11 +112,21 @@ class DataConfig(_Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.name in ("npz", "folder") and not self.path:
+        if self.name in ("npz", "folder", *SHARDED) and not self.path:
             raise ValueError(f'name = "{self.name}" needs a path, for example path = "mine.npz"')
+        for key in ("test_path", "shuffle_shards"):
+            if getattr(self, key) is not None and self.name not in SHARDED:
+                raise ValueError(f'{key} belongs to name = "webdataset" and name = "parquet"')
         if self.name == "digits" and self.path:
             raise ValueError(
                 'name = "digits" comes with scikit-learn and takes no path; '
                 'own images are name = "npz" or name = "folder"'
             )
         return self
+
+    @property
+    def window(self) -> int:
+        """Groups of images that are mixed at a time; 0: all of them."""
+        if self.shuffle_shards is not None:
+            return self.shuffle_shards
+        return PARQUET_WINDOW if self.name == "parquet" else 0

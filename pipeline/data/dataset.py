@@ -27,6 +27,8 @@ from pipeline.data.readers.digits import read_digits
 from pipeline.data.readers.folder import read_folder
 from pipeline.data.readers.idx import read_fashion_mnist
 from pipeline.data.readers.npz import read_npz
+from pipeline.data.readers.parquet import read_parquet
+from pipeline.data.readers.webdataset import read_webdataset
 from pipeline.data.splits import Splits, stratified
 from pipeline.randomness import numpy_generator
 
@@ -57,6 +59,10 @@ class ImageDataset:
     test_split: Literal["given", "seeded"]
     pixels: Tensor | None = field(repr=False)
     raw: RawImages | None = field(repr=False)
+    groups: Indices | None = field(default=None, repr=False)
+    """Shard or row group of each image of a streamed set in shards."""
+    window: int = 0
+    """Groups that are mixed at a time in training; 0: all."""
 
     @property
     def n_images(self) -> int:
@@ -177,7 +183,7 @@ def dataset_at(
     Mean and deviation stay those of ``dataset``, with which its networks were trained.
 
     Raises:
-        DataError: ``size`` is not square, or the source is no longer the same.
+        DataError: the source is no longer the same.
 
     >>> digits = load_dataset(DataConfig(name="digits"))
     >>> dataset_at(digits, (6, 6), DataConfig(name="digits")).input_shape
@@ -186,9 +192,7 @@ def dataset_at(
     old = dataset.preprocessing
     if size == (old.height, old.width):
         return dataset
-    if size[0] != size[1]:
-        raise DataError(f"images of {size[0]}×{size[1]} are not square; only squares are read")
-    other = load_dataset(config.model_copy(update={"image_size": size[0]}), seed=seed, base=base)
+    other = prepare(_read(config, base), config, seed=seed, size=size)
     if other.content_sha256 != dataset.content_sha256:
         raise DataError(
             f"{dataset.name} has changed since it was read first",
@@ -199,19 +203,32 @@ def dataset_at(
 
 
 def _read(config: DataConfig, base: Path | None) -> RawSet:
-    path = (base or Path()) / Path(config.path).expanduser() if config.path else None
+    path, test_path = (
+        (base or Path()) / Path(given).expanduser() if given else None
+        for given in (config.path, config.test_path)
+    )
     if config.name == "fashion-mnist":
         return read_fashion_mnist(path)
     if config.name == "npz" and path is not None:
         return read_npz(path)
     if config.name == "folder" and path is not None:
         return read_folder(path, verify=config.verify)
+    if config.name == "webdataset" and path is not None:
+        return read_webdataset(path, test_path, verify=config.verify)
+    if config.name == "parquet" and path is not None:
+        return read_parquet(path, test_path, verify=config.verify, window=config.window)
     return read_digits()
 
 
-def prepare(raw: RawSet, config: DataConfig, *, seed: int = 0) -> ImageDataset:
-    """Split off the test images, resize what fits into memory, and fix mean and deviation."""
+def prepare(
+    raw: RawSet, config: DataConfig, *, seed: int = 0, size: tuple[int, int] | None = None
+) -> ImageDataset:
+    """Split off the test images, resize what fits into memory, and fix mean and deviation.
+
+    ``size`` is (height, width) in place of the configuration's.
+    """
     channels, height, width = _input_shape(raw, config)
+    height, width = size or (height, width)
     everything = np.arange(len(raw.labels), dtype=np.int64)
     if raw.test is None:
         rng = numpy_generator(seed, "data", "test")
@@ -243,6 +260,8 @@ def prepare(raw: RawSet, config: DataConfig, *, seed: int = 0) -> ImageDataset:
         test_split="seeded" if raw.test is None else "given",
         pixels=pixels,
         raw=None if pixels is not None else raw.images,
+        groups=None if pixels is not None else raw.groups,
+        window=config.window,
     )
     if config.normalise == "raw":
         return dataset

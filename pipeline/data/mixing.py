@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.data.config import AugmentConfig
+from pipeline.data.transfer import to_device
 
 
 def mix(
@@ -34,7 +35,7 @@ def mix(
     targets = F.one_hot(labels, n_classes).to(torch.float32)
     # drawn in a fixed order, whatever is switched on, so that settings do not shift each other
     mixed, coin = rng.random() < config.mix_probability, rng.random()
-    partner = torch.from_numpy(rng.permutation(len(images))).to(images.device)
+    partner = to_device(torch.from_numpy(rng.permutation(len(images))), images.device)
     if not mixed or not (config.mixup or config.cutmix):
         return images, targets
     if config.mixup and (not config.cutmix or coin < 0.5):

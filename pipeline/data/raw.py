@@ -1,8 +1,8 @@
 """What a reader gives back: images that may still be encoded, labels, and an optional test mask.
 
-Three kinds of images exist: an array of pixels, JPEG/PNG bytes in one blob, and files. All of
-them can show image *i* as an upright Pillow picture of mode L or RGB, which is everything the
-later steps need. Nothing here imports torch.
+Images are an array of pixels, JPEG/PNG bytes in one blob, files, or samples inside shards (those
+stand beside their readers). All of them can show image *i* as an upright Pillow picture of mode L
+or RGB, which is everything the later steps need. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ class RawSet:
     test: Mask | None = None
     content_sha256: str = ""
     content_kind: Literal["content", "listing"] = "content"
+    groups: Indices | None = None
+    """Shard or row group of each image: those of one group are read together."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,11 +93,11 @@ class EncodedImages:
         return Image.open(io.BytesIO(self.blob[start : int(self.end[index])].tobytes()))
 
     def picture(self, index: int) -> Image.Image:
-        with _naming(f"image {index} of {self.origin}"):
+        with naming(f"image {index} of {self.origin}"):
             return upright(self._open(index))
 
     def shape(self, index: int) -> tuple[int, int, int]:
-        with _naming(f"image {index} of {self.origin}"):
+        with naming(f"image {index} of {self.origin}"):
             return header_shape(self._open(index))
 
 
@@ -110,11 +112,11 @@ class FileImages:
         return len(self.paths)
 
     def picture(self, index: int) -> Image.Image:
-        with _naming(self.paths[index]), Image.open(self.root / self.paths[index]) as image:
+        with naming(self.paths[index]), Image.open(self.root / self.paths[index]) as image:
             return upright(image)
 
     def shape(self, index: int) -> tuple[int, int, int]:
-        with _naming(self.paths[index]), Image.open(self.root / self.paths[index]) as image:
+        with naming(self.paths[index]), Image.open(self.root / self.paths[index]) as image:
             return header_shape(image)
 
 
@@ -145,7 +147,7 @@ def header_shape(image: Image.Image) -> tuple[int, int, int]:
 
 
 @contextmanager
-def _naming(what: str) -> Iterator[None]:
+def naming(what: str) -> Iterator[None]:
     """Turn whatever Pillow raises into a DataError that names the image."""
     try:
         yield

@@ -190,6 +190,19 @@ def test_a_streamed_set_gives_the_batches_of_the_same_set_in_memory(
     assert equal(opened[0].batch(1), stream(resident, augment=EVERYTHING).batch(1))
 
 
+@pytest.mark.parametrize("mixup", [0.0, 0.8])
+def test_a_process_gets_its_part_of_a_streamed_batch_as_if_it_had_decoded_all(
+    streamed: ImageDataset, opened: list[Any], mixup: float
+) -> None:
+    augment = AugmentConfig(random_resized_crop=(0.2, 1.0), flip=True, mixup=mixup)
+    opened += [stream(streamed, augment=augment, share=share) for share in ((0, 1), (1, 2))]
+    whole, part = (one.batch(1) for one in opened)
+    assert torch.equal(part.images[8:], whole.images[8:])
+    assert torch.equal(part.labels, whole.labels)
+    # what is another process's is not decoded, unless its images are mixed into ours
+    assert torch.equal(part.images[:8], whole.images[:8]) is bool(mixup)
+
+
 def test_a_crop_of_a_streamed_image_is_cut_from_the_original(
     streamed: ImageDataset, resident: ImageDataset, opened: list[Any]
 ) -> None:

@@ -160,10 +160,13 @@ def test_another_resolution_keeps_images_labels_and_normalisation() -> None:
     assert dataset_at(digits, (8, 8), config, seed=3) is digits
 
 
-def test_oblong_resolutions_are_refused() -> None:
-    config = DataConfig(name="digits")
-    with pytest.raises(DataError, match="6×8 are not square"):
-        dataset_at(load_dataset(config), (6, 8), config)
+def test_oblong_images_are_read_at_an_oblong_resolution(tmp_path: Path) -> None:
+    path = tmp_path / "images.npz"
+    images = np.random.default_rng(0).integers(0, 255, (40, 8, 12, 3), np.uint8)
+    np.savez(path, images=images, labels=np.repeat(np.arange(2), 20))
+    config = DataConfig(name="npz", path=str(path))
+    dataset = load_dataset(config)
+    assert dataset_at(dataset, (6, 9), config).input_shape == (3, 6, 9)
 
 
 def test_images_that_changed_since_are_refused(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def test_the_examples_of_the_guide_run(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_the_settings_of_the_guide_are_accepted() -> None:
     blocks = re.findall(r"```toml\n(.*?)```", GUIDE.read_text(), re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks:
         DataConfig.model_validate(tomllib.loads(block)["data"])
 
