@@ -34,10 +34,15 @@ class _Section(BaseModel):
 
 
 class SpaceConfig(_Section):
-    """``[space]``: which search space, at which size."""
+    """``[space]``: which search space, at which size.
+
+    ``module`` is the Python file that has the model ``name``. Only ``--module`` sets it, so that
+    settings alone never run code.
+    """
 
     name: str = "shufflenetv2"
     preset: str = "tiny"
+    module: str | None = None
 
 
 class DeviceConfig(_Section):
@@ -96,9 +101,22 @@ def parse_run_config(text: str, overrides: Sequence[str] = ()) -> RunConfig:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"the run file is not TOML: {error}") from None
+    if isinstance(space := data.get("space"), dict) and "module" in space:
+        raise ConfigError("a run file cannot name Python code to run", hint="--module FILE.py")
+    apply_overrides(data, overrides)
+    return run_config_of(data)
+
+
+def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Set ``key=value`` texts in decoded settings, in place. Raises ConfigError.
+
+    >>> settings = {"optimizer": {"lr": 0.1}}
+    >>> apply_overrides(settings, ["optimizer.lr=0.5"])
+    >>> settings
+    {'optimizer': {'lr': 0.5}}
+    """
     for override in overrides:
         _apply(data, override)
-    return run_config_of(data)
 
 
 def run_config_of(data: Mapping[str, Any]) -> RunConfig:

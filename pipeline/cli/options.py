@@ -61,6 +61,15 @@ def with_table(command: F) -> F:
     )(command)
 
 
+def with_profile(command: F) -> F:
+    """``--profile``."""
+    return click.option(
+        "--profile",
+        is_flag=True,
+        help="Say where the time of training and search went; also in timing.json.",
+    )(command)
+
+
 def with_json(command: F) -> F:
     """``--json``."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")(command)

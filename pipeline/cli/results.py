@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli.jobs import open_job
+from pipeline.cli.jobs import open_job, with_module
 from pipeline.cli.options import with_json, with_table
 
 _run_folder = click.argument(
@@ -16,20 +16,22 @@ _run_folder = click.argument(
 
 @click.command()
 @_run_folder
+@with_module
 @with_table
 @with_json
-def export(folder: Path, table: Path | None, as_json: bool) -> None:
+def export(folder: Path, module: Path | None, table: Path | None, as_json: bool) -> None:
     """Export the winner of a run as ONNX; runs what is missing before it."""
-    job = open_job(str(folder), out=folder, table=table)
+    job = open_job(str(folder), out=folder, module=module, table=table)
     job.run(until="export")
     job.print_summary(as_json=as_json)
 
 
 @click.command()
 @_run_folder
+@with_module
 @with_json
-def report(folder: Path, as_json: bool) -> None:
+def report(folder: Path, module: Path | None, as_json: bool) -> None:
     """Write report.html of a run anew and print the summary."""
-    job = open_job(str(folder), out=folder, quiet=True)
+    job = open_job(str(folder), out=folder, module=module, quiet=True)
     job.write_report()
     job.print_summary(as_json=as_json)

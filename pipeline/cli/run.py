@@ -8,18 +8,20 @@ from typing import Any
 import click
 
 from pipeline.cli.jobs import open_job, with_job
+from pipeline.cli.options import with_profile
 
 
-def _run_until(stage: str | None, *, as_json: bool, **job: Any) -> None:
+def _run_until(stage: str | None, *, as_json: bool, profile: bool, **job: Any) -> None:
     opened = open_job(**job)
-    opened.run(until=stage)
+    opened.run(until=stage, profile=profile)
     opened.print_summary(as_json=as_json)
 
 
 @click.command()
 @with_job
+@with_profile
 @click.option("--plan", is_flag=True, help="Print stages, sizes and times; start nothing.")
-def run(plan: bool, as_json: bool, **job: Any) -> None:
+def run(plan: bool, as_json: bool, profile: bool, **job: Any) -> None:
     """Run the whole job: from a data set to a checked ONNX file under your limits.
 
     FILE|STARTER is a run file, a run folder to go on with, or the name of a starter. Stages that
@@ -28,21 +30,23 @@ def run(plan: bool, as_json: bool, **job: Any) -> None:
     if plan:
         open_job(**job).print_plan(as_json=as_json)
     else:
-        _run_until(None, as_json=as_json, **job)
+        _run_until(None, as_json=as_json, profile=profile, **job)
 
 
 @click.command()
 @with_job
-def train(as_json: bool, **job: Any) -> None:
+@with_profile
+def train(as_json: bool, profile: bool, **job: Any) -> None:
     """Run the job up to the trained supernet."""
-    _run_until("train", as_json=as_json, **job)
+    _run_until("train", as_json=as_json, profile=profile, **job)
 
 
 @click.command()
 @with_job
-def search(as_json: bool, **job: Any) -> None:
+@with_profile
+def search(as_json: bool, profile: bool, **job: Any) -> None:
     """Run the job up to the measured front."""
-    _run_until("search", as_json=as_json, **job)
+    _run_until("search", as_json=as_json, profile=profile, **job)
 
 
 @click.command()

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.cli.jobs import with_overrides
+from pipeline.cli.jobs import with_model, with_module, with_overrides
 from pipeline.cli.options import table_path, with_json, with_table
+
+if TYPE_CHECKING:
+    from pipeline.run.source import RunSource
+
+
+def _read(source: str, overrides: tuple[str, ...], module: Path | None) -> RunSource:
+    from pipeline.run.source import read_source, require_own_model
+
+    found = read_source(source, with_model(overrides, module))
+    require_own_model(found)
+    return found
 
 
 @click.group()
@@ -19,13 +31,13 @@ def space() -> None:
 @space.command()
 @click.argument("source", metavar="FILE|STARTER")
 @with_overrides
+@with_module
 @with_json
-def show(source: str, overrides: tuple[str, ...], as_json: bool) -> None:
+def show(source: str, overrides: tuple[str, ...], module: Path | None, as_json: bool) -> None:
     """List the decisions and their choices."""
-    from pipeline.run.job import read_source
     from pipeline.run.profile import space_of
 
-    run_source = read_source(source, overrides)
+    run_source = _read(source, overrides, module)
     made = space_of(run_source.config, run_source.base)
     if as_json:
         decisions = {d.label: list(d.choices) for d in made.decisions}
@@ -39,19 +51,26 @@ def show(source: str, overrides: tuple[str, ...], as_json: bool) -> None:
 @space.command()
 @click.argument("source", metavar="FILE|STARTER")
 @with_overrides
+@with_module
 @with_table
 @with_json
-def profile(source: str, overrides: tuple[str, ...], table: Path | None, as_json: bool) -> None:
+def profile(
+    source: str,
+    overrides: tuple[str, ...],
+    module: Path | None,
+    table: Path | None,
+    as_json: bool,
+) -> None:
     """Size, cheapest, median and dearest cost, and whether the limits can be met.
 
     Latency is judged where the table knows the device; nothing is measured here.
     """
     from rich.console import Console
 
-    from pipeline.run.job import read_source
     from pipeline.run.profile import profile_source, render
 
-    found = profile_source(read_source(source, overrides), table_path(table))
+    run_source = _read(source, overrides, module)
+    found = profile_source(run_source, table_path(table))
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:

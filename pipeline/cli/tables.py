@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from latency_tables.errors import UsageError
-from pipeline.cli.jobs import open_job, with_job, with_overrides
+from pipeline.cli.jobs import open_job, with_job, with_model, with_module, with_overrides
 from pipeline.cli.options import table_path, with_json, with_table
 
 REFUSED = 6
@@ -147,6 +147,7 @@ def merge(out: Path, inputs: tuple[Path, ...], keep_apart: bool, as_json: bool) 
 @click.option("--device", help="Only this device: name or fingerprint.")
 @click.option("--folds", default=5, show_default=True, help="Parts of the cross-validation.")
 @with_overrides
+@with_module
 @with_table
 @with_json
 def evaluate(source: str, table: Path | None, as_json: bool, **how: Any) -> None:
@@ -156,6 +157,7 @@ def evaluate(source: str, table: Path | None, as_json: bool, **how: Any) -> None
     from pipeline.run.progress import Reporter
     from pipeline.run.table_evaluation import evaluate_tables, render_evaluations
 
+    how["overrides"] = with_model(how["overrides"], how.pop("module"))
     found = evaluate_tables(source, table_path(table), reporter=Reporter(quiet=as_json), **how)
     if as_json:
         click.echo(json.dumps([e.to_dict() for e in found], indent=2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from pipeline.run.profile import space_for
 from pipeline.run.progress import Reporter
 from pipeline.supernet.weights import load_supernet
 from pipeline.training.precision import Precision
+from pipeline.training.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from pipeline.run.devices import RunDevice
@@ -48,14 +50,21 @@ class RunContext:
         table_path: Path,
         inventory: Inventory,
         reporter: Reporter,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self.ranks = ranks
+        self.profile = False  # whether stages say where their time went
         self.config, self.folder, self.base = config, folder, base
         self.table_path, self.inventory, self.reporter = table_path, inventory, reporter
 
     @cached_property
     def torch_device(self) -> torch.device:
         """Where training and scoring run."""
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        if self.ranks.world > 1:
+            return torch.device("cuda", self.ranks.local_rank)
+        return torch.device("cuda")
 
     @cached_property
     def dataset(self) -> ImageDataset:
@@ -81,7 +90,23 @@ class RunContext:
     @cached_property
     def space(self) -> Space:
         """The search space for these images."""
-        return space_for(self.dataset, self.config.space)
+        space = space_for(self.dataset, self.config.space)
+        if self.config.space.module is not None:
+            self._note_changed_model(space)
+        return space
+
+    def _note_changed_model(self, space: Space) -> None:
+        """Say so where the folder was made with another model: its stages start over."""
+        path = self.folder.file("profile.json")
+        try:
+            before = json.loads(path.read_text())["space_id"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return  # none yet, or damaged: then its stage runs again
+        if before != space.space_id:
+            self.reporter.say(
+                f"  {space.name} is not the model that this folder was made with: its stages start "
+                "over, what they made before is kept in superseded/"
+            )
 
     @cached_property
     def cost_table(self) -> CostTable:
@@ -123,6 +148,7 @@ class RunContext:
             augment=self.config.data.augment,
             device=self.torch_device,
             workers=self.config.data.workers,
+            share=(self.ranks.rank, self.ranks.world),
         )
 
     def held_out_batch(self, n_images: int) -> EvalBatches:
@@ -147,10 +173,13 @@ class RunContext:
         found = dataset_at(self.dataset, size, config, seed=seed, base=self.base)
         return found if found is self.dataset else found.to(self.torch_device)
 
-    def eval_batches(self, split: str, dataset: ImageDataset | None = None) -> EvalBatches:
-        """Fixed batches of a held-out split; ``test`` is for the export stage only."""
+    def eval_batches(
+        self, split: str, dataset: ImageDataset | None = None, *, n_images: int | None = None
+    ) -> EvalBatches:
+        """Fixed batches of a held-out split, or of its first images; ``test`` is for the export
+        stage only."""
         indices = self.splits.test() if split == "test" else self.splits.indices(split)
-        return eval_batches(dataset or self.dataset, indices, self.torch_device)
+        return eval_batches(dataset or self.dataset, indices[:n_images], self.torch_device)
 
     def close(self) -> None:
         """Let go of the table and of the devices."""

@@ -15,13 +15,14 @@ from latency_tables.errors import RunError
 from pipeline.run.folder import RunFolder
 from pipeline.run.packages import package_root
 from pipeline.run.progress import Reporter
-from pipeline.run.source import RunSource, read_source, write_lock
+from pipeline.run.source import RunSource, read_source, require_own_model, write_lock
 from pipeline.run.stage import run_stages
 from pipeline.spaces import require_space
 from pipeline.strategies import require_strategy
 
 if TYPE_CHECKING:
     from pipeline.run.context import RunContext
+    from pipeline.training.ranks import Ranks
 
 __all__ = ["Job", "read_source"]
 
@@ -37,7 +38,9 @@ class Job:
         table_path: Path,
         inventory: Inventory,
         reporter: Reporter,
+        ranks: Ranks | None = None,
     ) -> None:
+        self.ranks = ranks  # None: this process is alone
         self.source, self.folder = source, folder
         self.table_path, self.inventory, self.reporter = table_path, inventory, reporter
 
@@ -51,28 +54,52 @@ class Job:
         table_path: Path,
         inventory: Inventory,
         reporter: Reporter,
+        ranks: Ranks | None = None,
     ) -> Job:
         """Read and check the settings, every name in them too; nothing is written yet."""
         package_root()
         found = read_source(source, overrides)
-        require_space(found.config.space.name)
+        if not require_own_model(found):
+            require_space(found.config.space.name)
         require_strategy(found.config.train.strategy)
         for device in found.config.device:
             inventory.find(device.name)
         path = out or found.folder or Path("runs") / found.name
         return cls(
-            found, RunFolder(path), table_path=table_path, inventory=inventory, reporter=reporter
+            found,
+            RunFolder(path),
+            table_path=table_path,
+            inventory=inventory,
+            reporter=reporter,
+            ranks=ranks,
         )
 
-    def run(self, *, until: str | None = None) -> None:
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes and prints; other ranks only take part in training."""
+        return self.ranks is None or self.ranks.leads
+
+    def run(self, *, until: str | None = None, profile: bool = False) -> None:
         """Run every stage that is out of date, up to and including ``until``.
 
         The folder is this process's own meanwhile. A stage that fails leaves its journal and
-        checkpoints, so that the same call goes on from there.
+        checkpoints, so that the same call goes on from there. With ``profile`` training and search
+        say where their time went.
         """
+        from pipeline.run.stage import follow_stages
         from pipeline.run.stages import STAGES
+        from pipeline.run.stages.train import refuse_early
+        from pipeline.training.ranks import ALONE
+        from pipeline.training.threads import torch_threads
 
-        with self.working() as context:
+        if not self.leads:
+            threads = torch_threads(self.source.config.train.threads)
+            with self.context() as context, context.ranks.together(), threads:
+                follow_stages(STAGES, context)
+            return
+        with (self.ranks or ALONE).together(), self.working() as context:
+            context.profile = profile
+            refuse_early(context)
             run_stages(STAGES, context, until=until)
 
     def write_report(self) -> None:
@@ -88,6 +115,8 @@ class Job:
         from pipeline.run.plan import make_plan, render
         from pipeline.training.threads import torch_threads
 
+        if not self.leads:
+            return
         with self.context() as context, torch_threads(self.source.config.train.threads):
             plan = make_plan(context)
         if as_json:
@@ -99,7 +128,8 @@ class Job:
         """Print what the folder holds by now: the winner, or how far the run has come."""
         from pipeline.run.summary import print_summary
 
-        print_summary(self.folder, as_json=as_json)
+        if self.leads:
+            print_summary(self.folder, as_json=as_json)
 
     def print_tables(self, *, as_json: bool) -> None:
         """Print the latency tables that the run has built."""
@@ -111,6 +141,7 @@ class Job:
     def context(self) -> Iterator[RunContext]:
         """The objects of the run, let go of afterwards."""
         from pipeline.run.context import RunContext
+        from pipeline.training.ranks import ALONE
 
         context = RunContext(
             config=self.source.config,
@@ -119,6 +150,7 @@ class Job:
             table_path=self.table_path,
             inventory=self.inventory,
             reporter=self.reporter,
+            ranks=self.ranks or ALONE,
         )
         try:
             yield context

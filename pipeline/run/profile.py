@@ -37,7 +37,16 @@ def space_of(config: RunConfig, base: Path) -> Space:
 
 
 def space_for(dataset: ImageDataset, config: SpaceConfig) -> Space:
-    """The search space for the images of a data set."""
+    """The search space for the images of a data set: a shipped one, or the user's own model."""
+    if config.module is not None:
+        from pipeline.spaces.own_model.module_file import space_in_file
+
+        return space_in_file(
+            Path(config.module),
+            config.name,
+            input_shape=dataset.input_shape,
+            n_classes=dataset.n_classes,
+        )
     return load_space(
         config.name,
         preset=config.preset,

@@ -12,6 +12,9 @@ from latency_tables.files import sha256_json
 if TYPE_CHECKING:
     from pipeline.run.context import RunContext
 
+DISMISSED = ""
+"""What the other ranks hear when they are needed no more."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
@@ -21,7 +24,8 @@ class Stage:
     whose outputs it reads. ``outputs`` are hashed into the stamp; ``working`` are further files
     it leaves (journals, checkpoints). ``lineage`` gives the settings that those depend on, where
     that is less than all: a search that is given more generations goes on with its journal.
-    ``version`` is raised when the code changes what the same settings give.
+    ``version`` is raised when the code changes what the same settings give. A stage with
+    ``on_all_ranks`` takes the processes that torchrun has started; the others are rank 0's alone.
     """
 
     name: str
@@ -33,6 +37,7 @@ class Stage:
     working: tuple[str, ...] = ()
     lineage: Callable[[RunContext], Any] | None = None
     version: int = 1
+    on_all_ranks: bool = False
 
     def fingerprint(self, context: RunContext) -> str:
         """Hash of everything that decides what this stage writes."""
@@ -57,9 +62,10 @@ def run_stages(stages: Sequence[Stage], context: RunContext, *, until: str | Non
     """Run every stage that is out of date, in order, up to and including ``until``.
 
     Whatever a stage raises goes on to the caller; its journal and checkpoints stay, and the next
-    call goes on from them.
+    call goes on from them. Ranks that only train are told of each stage that needs them, and when
+    none is left.
     """
-    for stage in stages:
+    for position, stage in enumerate(stages):
         with context.reporter.busy(stage.name):  # hashing inputs may mean reading a data set
             fingerprint = stage.fingerprint(context)
         if context.folder.up_to_date(stage.name, fingerprint):
@@ -74,9 +80,20 @@ def run_stages(stages: Sequence[Stage], context: RunContext, *, until: str | Non
             )
             context.reporter.say(f"[cyan]▸[/cyan] {stage.name:<8} {stage.title}")
             began = time.monotonic()
+            if stage.on_all_ranks:
+                context.ranks.say(stage.name)
             stage.run(context)
             seconds = time.monotonic() - began
             context.folder.finish(stage.name, fingerprint, stage.outputs, seconds=seconds)
             context.reporter.say(f"[green]✓[/green] {stage.name:<8} {seconds:.1f} s")
+        if stage.name == until or not any(s.on_all_ranks for s in stages[position + 1 :]):
+            context.ranks.say(DISMISSED)
         if stage.name == until:
             return
+
+
+def follow_stages(stages: Sequence[Stage], context: RunContext) -> None:
+    """Take part, as a rank that does not lead, in the stages that rank 0 names."""
+    by_name = {stage.name: stage for stage in stages}
+    while (name := context.ranks.hear()) != DISMISSED:
+        by_name[name].run(context)

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from pipeline.supernet.policies import BNPolicy
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Method = Literal["evolution", "random"]
 Measured = Literal["front", "refine", "all"]
@@ -48,6 +50,12 @@ class SearchConfig(_Section):
     """Draws allowed per wanted candidate before the next way of proposing is taken."""
     evaluations: int = Field(default=100, ge=1, le=10_000_000)
     """Candidates of method "random"."""
+    bn: BNPolicy = "recalibrate"
+    """Statistics of batch norms while candidates are scored. "recalibrate": those of calibration
+    images, as in the exported file. "batch": each validation batch's own. "tracked": the
+    supernet's running ones, for comparisons only."""
+    bn_images: int | None = Field(default=None, ge=1)
+    """Calibration images of "recalibrate"; all there are (at most 4,096) where not given."""
     measure: Measured = "front"
     """What is measured live besides the front, which always is. "front": nothing, the search works
     with the table's predictions. "refine": after each generation the candidates whose measurement
@@ -62,6 +70,11 @@ class SearchConfig(_Section):
                 f"crossover + mutation = {self.crossover + self.mutation} is more than "
                 f"population = {self.population}; raise population or lower the two"
             )
+        if self.bn_images is not None and self.bn != "recalibrate":
+            raise ValueError(
+                f'bn = "{self.bn}" reads no calibration images: leave bn_images out, or use '
+                'bn = "recalibrate"'
+            )
         if self.parents > self.population:
             raise ValueError(
                 f"parents = {self.parents} is more than population = {self.population}; "
@@ -75,6 +88,15 @@ class SearchConfig(_Section):
         if self.method == "random":
             return self.evaluations
         return self.population * (1 + self.generations)
+
+    @property
+    def bn_key(self) -> str:
+        """Names the statistics that scores depend on; equal names mean comparable scores.
+
+        >>> SearchConfig().bn_key, SearchConfig(bn_images=500).bn_key
+        ('recalibrate', 'recalibrate(500)')
+        """
+        return self.bn if self.bn_images is None else f"{self.bn}({self.bn_images})"
 
     def in_use(self) -> dict[str, Any]:
         """JSON-ready settings without those that the way of measuring does not read.

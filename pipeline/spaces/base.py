@@ -40,6 +40,15 @@ class Supernet(nn.Module):
         """The parameters that ``arch`` uses."""
         raise TypeError(f"{type(self).__name__} does not say what a subnet holds")
 
+    def source_of(self, arch: Arch) -> Supernet:
+        """The supernet of the space that holds the weights of ``arch``: this one, unless it is
+        made of several."""
+        return self
+
+    def layout(self) -> dict[str, Any]:
+        """What beside the space defines the tensors, JSON-ready; empty for its plain supernet."""
+        return {}
+
 
 class Space(Protocol):
     """A set of architectures, their networks and their costs."""

@@ -1,7 +1,7 @@
 """Strategies: which subnets a training step sees. This file stays free of torch.
 
 >>> sorted(STRATEGIES)
-['attentivenas', 'fairnas', 'greedynas', 'one_shot', 'sandwich', 'spos', 'sumnas']
+['attentivenas', 'fairnas', 'fewshot', 'greedynas', 'one_shot', 'sandwich', 'spos', 'sumnas']
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 STRATEGIES = {
     "attentivenas": "pipeline.strategies.attentivenas:attentivenas",
     "fairnas": "pipeline.strategies.fairnas:fairnas",
+    "fewshot": "pipeline.strategies.fewshot:fewshot",
     "greedynas": "pipeline.strategies.greedynas:greedynas",
     "one_shot": "pipeline.strategies.one_shot:one_shot",
     "sandwich": "pipeline.strategies.sandwich:sandwich",

@@ -109,6 +109,7 @@ class AttentiveNAS:
             losses = torch.stack(
                 [F.cross_entropy(subnet_logits(step, a, batch), batch.labels) for a in archs]
             )
+        losses = step.agree(losses)
         picked = losses.argmin() if self.options.pick == "best" else losses.argmax()
         return archs[int(picked)]
 

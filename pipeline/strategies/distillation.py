@@ -69,14 +69,17 @@ class InPlaceTeacher:
         self._logits: Tensor | None = None
 
     def loss(self) -> Tensor:
-        """Cross entropy (scalar) of the teacher, with the run's smoothing and its dropout."""
+        """Loss (scalar) of the teacher from the labels, with the run's smoothing and its dropout.
+
+        A run with a teacher of its own (``[train.teacher]``) teaches this subnet, too.
+        """
         step = self.step
         logits = subnet_logits(step, self.arch, self.batch)
         self._logits = logits.detach()
         if not self.options.teacher_dropout and has_dropout(step.supernet):
             with probing(step.supernet):
                 self._logits = subnet_logits(step, self.arch, self.batch)
-        return F.cross_entropy(logits, self.batch.labels, label_smoothing=step.label_smoothing)
+        return step.objective(logits, self.batch)
 
     def distil(self, arch: Arch) -> Tensor:
         """Divergence (scalar) of a subnet from the teacher, without dropout."""

@@ -5,8 +5,8 @@ You et al., "GreedyNAS: Towards Fast One-Shot NAS with Greedy Supernet", 2020.
     m, k      paths drawn in a step (10), paths trained (5)
     D_val     a small fixed set of held-out images (1,000): the split "scoring"
     P         candidate pool: the best-scored paths so far, at most 1,000, best = lowest loss
-    ε(t)      share of draws that come from P: 0 for the first 10,000 steps, then growing linearly
-              to 0.8 at step 144,360
+    ε(t)      share of draws that come from P: 0 for the first 10,000 of 150,000 steps, then
+              growing linearly to 0.8 at step 144,360
 
     step t:   a_1 ... a_m:  from P with probability ε(t), else uniform over all paths
               l_i = CE(N(a_i, W), D_val)             no gradient
@@ -34,7 +34,6 @@ from functools import partial
 from typing import Any, Self
 
 import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from latency_tables.arch import Arch
@@ -59,13 +58,13 @@ class GreedyNASOptions(BaseModel):
     pool_size: int = Field(default=1000, ge=1)
     """Best-scored paths that are kept."""
     epsilon_start: float = Field(default=0.0, ge=0, le=1)
-    """Share of draws from the pool up to step ``epsilon_from``."""
+    """Share of draws from the pool up to ``epsilon_from``."""
     epsilon_end: float = Field(default=0.8, ge=0, le=1)
-    """Share of draws from the pool from step ``epsilon_until`` on."""
-    epsilon_from: int = Field(default=10_000, ge=0)
-    """Step at which the share begins to change, linearly."""
-    epsilon_until: int = Field(default=144_360, ge=0)
-    """Step at which it has reached ``epsilon_end``."""
+    """Share of draws from the pool from ``epsilon_until`` on."""
+    epsilon_from: float = Field(default=10_000 / 150_000, ge=0, le=1)
+    """Share of the run after which the share of the pool begins to change, linearly."""
+    epsilon_until: float = Field(default=144_360 / 150_000, ge=0, le=1)
+    """Share of the run after which it has reached ``epsilon_end``."""
     macs_limit: float | None = Field(default=None, gt=0)
     """The pool admits no path with more MACs (the paper: 330e6)."""
     scoring_images: int = Field(default=1000, ge=1)
@@ -82,18 +81,19 @@ class GreedyNASOptions(BaseModel):
             )
         return self
 
-    def epsilon(self, step: int) -> float:
-        """ε(t): share of draws from the pool in a step, counted from 0.
+    def epsilon(self, progress: float) -> float:
+        """ε: share of draws from the pool when this share of the run is done.
 
         >>> options = GreedyNASOptions()
-        >>> [options.epsilon(t) for t in (0, 10_000, 77_180, 144_360, 150_000)]
+        >>> steps = (0, 10_000, 77_180, 144_360, 150_000)
+        >>> [round(options.epsilon(t / 150_000), 9) for t in steps]
         [0.0, 0.0, 0.4, 0.8, 0.8]
         """
-        if step < self.epsilon_from:
+        if progress < self.epsilon_from:
             return self.epsilon_start
-        if step >= self.epsilon_until:
+        if progress >= self.epsilon_until:
             return self.epsilon_end
-        way = (step - self.epsilon_from) / (self.epsilon_until - self.epsilon_from)
+        way = (progress - self.epsilon_from) / (self.epsilon_until - self.epsilon_from)
         return self.epsilon_start + way * (self.epsilon_end - self.epsilon_start)
 
 
@@ -154,8 +154,9 @@ class GreedyNAS:
 
     def updates(self, step: Step) -> Iterator[Update]:
         """Yield one update for each of the k best of m paths, best first."""
-        losses = self._score(step, self._draw(step.rng, self.options.epsilon(step.index)))
-        self._remember(losses)
+        losses = self._score(step, self._draw(step.rng, self.options.epsilon(step.progress)))
+        scored = step.collect([[list(genes), loss] for genes, loss in losses.items()])
+        self._remember({tuple(genes): loss for one_rank in scored for genes, loss in one_rank})
         best = sorted(losses, key=lambda genes: _nan_last(losses[genes]))
         for genes in best[: self.options.trained]:
             arch = Arch.from_genes(self.space.decisions, genes)
@@ -178,7 +179,7 @@ class GreedyNAS:
         batch = step.batch("scoring")
         archs = [Arch.from_genes(self.space.decisions, genes) for genes in paths]
         with probing(step.supernet):
-            losses = torch.stack([step.loss(arch, batch) for arch in archs])
+            losses = step.spread([partial(step.loss, arch, batch) for arch in archs])
         return dict(zip(paths, losses.tolist(), strict=True))
 
     def _remember(self, losses: Mapping[Genes, float]) -> None:

@@ -4,7 +4,7 @@ Bender et al., "Understanding and Simplifying One-Shot Architecture Search", 201
 
     k_l     operators of layer l
     r       chance that all operators of a layer would be dropped at the full rate
-    ρ(t)    ramp: 0 at step 0, linearly to 1 at step ``ramp_steps``, then 1
+    ρ(t)    ramp: 0 at the start, linearly to 1 after a share ``ramp`` of the run, then 1
 
     step t: each operator of layer l is dropped with probability ρ(t) r^(1/k_l), each by itself
             x_{l+1} = mean of what the remaining operators make of x_l
@@ -27,7 +27,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
@@ -49,17 +48,17 @@ class OneShotOptions(BaseModel):
 
     all_dropped: float = Field(default=0.05, ge=0, le=1)
     """r: each of k operators is dropped with probability r^(1/k)."""
-    ramp_steps: int = Field(default=0, ge=0)
-    """Steps over which the rate grows linearly from 0; at once where 0."""
+    ramp: float = Field(default=0.0, ge=0, le=1)
+    """Share of the run over which the rate grows linearly from 0; at once where 0."""
 
-    def rate(self, n_operators: int, step: int) -> float:
-        """Probability that an operator is dropped in a step, counted from 0.
+    def rate(self, n_operators: int, progress: float) -> float:
+        """Probability that an operator is dropped when this share of the run is done.
 
-        >>> options = OneShotOptions(all_dropped=0.125, ramp_steps=10)
-        >>> [options.rate(3, step) for step in (0, 5, 10, 11)]
+        >>> options = OneShotOptions(all_dropped=0.125, ramp=0.5)
+        >>> [options.rate(3, progress) for progress in (0, 0.25, 0.5, 0.9)]
         [0.0, 0.25, 0.5, 0.5]
         """
-        ramp = 1.0 if step >= self.ramp_steps else step / self.ramp_steps
+        ramp = 1.0 if progress >= self.ramp else progress / self.ramp
         return float(ramp * self.all_dropped ** (1 / n_operators))
 
 
@@ -91,14 +90,14 @@ class OneShot:
         """One optimizer over all weights, as the run file says."""
         return {"weights": OptimizerPlan()}
 
-    def keep(self, rng: np.random.Generator, index: int) -> Kept:
+    def keep(self, rng: np.random.Generator, progress: float) -> Kept:
         """Drop operators of every layer for one step."""
         kept = {}
         for position in self.supernet.chain:
             if not position.searched:
                 continue
             n = len(position.choices)
-            remain = rng.random(n) >= self.options.rate(n, index)
+            remain = rng.random(n) >= self.options.rate(n, progress)
             last = int(rng.integers(n))  # drawn in any case: later layers must not depend on it
             if not remain.any():
                 remain[last] = True
@@ -109,14 +108,14 @@ class OneShot:
 
     def updates(self, step: Step) -> Iterator[Update]:
         """Yield one update of everything that was not dropped."""
-        kept = self.keep(step.rng, step.index)
+        kept = self.keep(step.rng, step.progress)
         yield Update(losses=[partial(self._loss, step, kept, step.batch())])
 
     def _loss(self, step: Step, kept: Kept, batch: Batch) -> Tensor:
         images = batch.images.contiguous(memory_format=step.precision.memory_format)
         with step.autocast():
             logits = mixed_logits(self.supernet, images, kept)
-        return F.cross_entropy(logits.float(), batch.labels, label_smoothing=step.label_smoothing)
+        return step.objective(logits.float(), batch)
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing outlives a step."""

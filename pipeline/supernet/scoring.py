@@ -15,10 +15,10 @@ Policies:
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,15 +27,16 @@ from torch import Tensor, nn
 from latency_tables.arch import Arch
 from latency_tables.errors import DataError, UsageError
 from pipeline.spaces.base import Space, Supernet
+from pipeline.supernet.policies import BN_POLICIES, BNPolicy
 from pipeline.supernet.resolution import batches_at
 from pipeline.training.precision import Precision
 from pipeline.training.step import Batch
+from pipeline.training.timing import NO_TIMER, Timer
 
-BNPolicy = Literal["recalibrate", "batch", "tracked"]
+PARTS = ("BN calibration", "validation")
+"""Parts of scoring that a timer is told of."""
 KEPT_PIECES = 4096
 """Pieces of subnets that a scorer keeps; only their statistics take memory of their own."""
-
-BN_POLICIES: tuple[BNPolicy, ...] = ("recalibrate", "batch", "tracked")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +71,7 @@ def materialise(space: Space, arch: Arch, supernet: Supernet) -> nn.Sequential:
     """
     with torch.device("meta"):
         network = space.network(arch)
-    space.inherit(network, arch, supernet, share=True)
+    space.inherit(network, arch, supernet.source_of(arch), share=True)
     return network
 
 
@@ -117,6 +118,9 @@ class Scorer:
         validation: batches that are scored. Few large ones are fastest.
         policy: see the module.
         precision: of the validation pass; calibration is always fp32.
+        timer: told which of ``PARTS`` is at work, and how many images went through it.
+
+    ``n_images`` and ``seconds`` count what was scored so far, calibration included.
 
     Raises:
         UsageError: an unknown policy.
@@ -131,12 +135,14 @@ class Scorer:
         *,
         policy: BNPolicy = "recalibrate",
         precision: Precision | None = None,
+        timer: Timer = NO_TIMER,
     ) -> None:
         if policy not in BN_POLICIES:
             raise UsageError(f"BN policy {policy!r} is not known; allowed: {BN_POLICIES}")
         self.space, self.supernet = space, supernet
         self.calibration, self.validation = calibration, validation
         self.policy, self.precision = policy, precision or Precision()
+        self.timer, self.n_images, self.seconds = timer, 0, 0.0
         self._cut: OrderedDict[Hashable, nn.Module] = OrderedDict()
 
     def score(self, arch: Arch) -> Score:
@@ -146,16 +152,23 @@ class Scorer:
             InvalidArchError: ``arch`` is not of the space.
             DataError: there are no calibration or validation images.
         """
+        started = time.perf_counter()
         network = self._network(arch).eval()
         size = self.space.input_shape_of(arch)[1:]
         n_calibration = 0
         if self.policy == "recalibrate":
-            n_calibration = recalibrate(network, batches_at(self.calibration, size))
+            with self.timer.part(PARTS[0]):
+                n_calibration = recalibrate(network, batches_at(self.calibration, size))
         elif self.policy == "batch":
             for norm in _batch_norms(network):
                 norm.train()  # its statistics are the network's own copies
         validation = batches_at(self.validation, size)
-        accuracy, loss, n_images = evaluate(network, validation, self.precision)
+        with self.timer.part(PARTS[1]):
+            accuracy, loss, n_images = evaluate(network, validation, self.precision)
+        self.timer.count(n_calibration, PARTS[0])
+        self.timer.count(n_images, PARTS[1])
+        self.n_images += n_calibration + n_images
+        self.seconds += time.perf_counter() - started  # the device was waited for
         return Score(
             accuracy=accuracy,
             loss=loss,
@@ -167,15 +180,17 @@ class Scorer:
     def _network(self, arch: Arch) -> nn.Sequential:
         """The subnet, put together from pieces of earlier ones where they were cut before.
 
-        Building modules takes as long as running small ones. A piece is defined by its name and
-        by the decisions that it depends on. Its weights are the supernet's own; its statistics
-        are those of an earlier subnet, which neither ``recalibrate`` nor ``batch`` reads.
+        Building modules takes as long as running small ones. A piece is defined by the supernet
+        that its weights come from, its name and the decisions that it depends on. Its weights are
+        the supernet's own; its statistics are those of an earlier subnet, which neither
+        ``recalibrate`` nor ``batch`` reads.
         """
         if self.policy == "tracked":
             return materialise(self.space, arch, self.supernet)
         self.space.validate(arch)
         segments = self.space.segments(arch)
-        keys = {s.name: (s.name, *(arch[label] for label in s.labels)) for s in segments}
+        source = id(self.supernet.source_of(arch))
+        keys = {s.name: (source, s.name, *(arch[label] for label in s.labels)) for s in segments}
         if any(key not in self._cut for key in keys.values()):
             whole = materialise(self.space, arch, self.supernet)
             for name, key in keys.items():

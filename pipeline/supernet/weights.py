@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from latency_tables.errors import CheckpointError
 from latency_tables.files import canonical_json, write_bytes
 from pipeline.spaces.base import Space, Supernet
+from pipeline.supernet.split import supernet_of_layout
 from pipeline.training.checkpoint import pack
 
 SCHEMA = "hilnas.supernet/1"
@@ -28,6 +29,8 @@ def save_supernet(
 ) -> None:
     """Write all parameters and buffers; ``extra`` is added to the metadata."""
     metadata = {"schema": SCHEMA, "space_id": space.space_id, **(extra or {})}
+    if layout := supernet.layout():
+        metadata["layout"] = layout
     write_bytes(path, pack(supernet.state_dict(), {"hilnas": canonical_json(metadata)}))
 
 
@@ -65,7 +68,7 @@ def load_supernet(space: Space, path: Path) -> Supernet:
             hint="use the run file it was trained with, or train again: hilnas train",
         )
     with torch.random.fork_rng(devices=[]):
-        supernet = space.supernet()
+        supernet = supernet_of_layout(space, metadata.get("layout", {}))
     check_tensors(supernet, tensors, path)
     supernet.load_state_dict(tensors)
     return supernet

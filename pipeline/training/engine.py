@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,30 +23,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latency_tables.errors import (
-    CheckpointError,
-    DivergedError,
-    RunChangedError,
-    TrainingError,
-    UsageError,
-)
+from latency_tables.errors import TrainingError, UsageError
 from pipeline.randomness import child_seed, numpy_generator
 from pipeline.spaces.base import Space, Supernet
-from pipeline.supernet.weights import check_tensors, save_supernet
-from pipeline.training.checkpoint import Checkpoint, CheckpointFolder, join_state, split_state
+from pipeline.spaces.drop_path import switch_on
+from pipeline.supernet.weights import save_supernet
+from pipeline.training.board import open_board
+from pipeline.training.checkpoint import Checkpoint, CheckpointFolder
+from pipeline.training.compiling import compiled
 from pipeline.training.config import ScheduleConfig, TrainConfig
 from pipeline.training.divergence import LossMonitor
+from pipeline.training.ema import WeightAverage
+from pipeline.training.global_norm import GlobalBatchNorm
 from pipeline.training.interrupt import Interrupts
 from pipeline.training.log import TrainLog
 from pipeline.training.optimizers import NamedOptimizer
 from pipeline.training.precision import Precision, choose
+from pipeline.training.ranks import ALONE, Ranks
 from pipeline.training.schedules import learning_rate
+from pipeline.training.state import check_settings, restore, shared, snapshot
 from pipeline.training.step import Batch, Step, Strategy, Stream, Update
+from pipeline.training.teacher import Teacher
 from pipeline.training.threads import torch_threads
+from pipeline.training.timing import NO_TIMER, Timer
 
 WEIGHTS_FILE = "supernet.safetensors"
 LOG_FILE = "train.jsonl"
 CHECKPOINTS = "checkpoints"
+PARTS = ("data", "strategy", "forward", "backward", "optimizer")
+"""Parts of the loop that a timer is told of; ``strategy`` is what strategies compute themselves.
+Several ranks have ``reduction`` as well: averaging gradients, waiting for each other included."""
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +91,9 @@ def train(
     seed: int,
     device: str | torch.device = "cpu",
     on_progress: Callable[[Progress], None] | None = None,
+    timer: Timer = NO_TIMER,
+    teacher: Teacher | None = None,
+    ranks: Ranks = ALONE,
 ) -> TrainResult:
     """Train a supernet in place and write ``supernet.safetensors`` to ``folder``.
 
@@ -94,29 +104,39 @@ def train(
         streams: by split; ``"train"`` gives the length of an epoch.
         seed: root seed of the run.
         on_progress: called after every step; keep it short.
+        timer: told which of ``PARTS`` is at work, and how many images there were.
+        teacher: the network of ``config.teacher``.
+        ranks: the processes that train together; only rank 0 writes to ``folder``.
 
     Raises:
         DivergedError: the loss is not finite or blew up; the last good checkpoint is kept.
         RunChangedError: the checkpoints in ``folder`` belong to other settings.
         CheckpointError: no checkpoint in ``folder`` is whole.
-        TrainingError: a checkpoint cannot be written, for example because the disk is full.
+        TrainingError: a checkpoint cannot be written, for example because the disk is full; or a
+            compiled region needs too many graphs.
         KeyboardInterrupt: on Ctrl-C, after a checkpoint was written.
     """
     if "train" not in streams:
         raise UsageError(f"streams has the splits {sorted(streams)}; 'train' is needed")
     device = torch.device(device)
+    compiling = compiled(supernet, device) if config.compile else nullcontext()
     with (
+        ranks.together(),
         torch_threads(config.threads),
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         Interrupts() as interrupts,
     ):
-        run = _Run(space, supernet, strategy, streams, config, folder, seed, device)
-        run.begin()
-        run.loop(interrupts, on_progress or (lambda _: None))
-        return run.finish()
+        run = Run(
+            space, supernet, strategy, streams, config, folder, seed, device, timer, teacher, ranks
+        )
+        with closing(run.log), compiling:
+            run.begin()
+            with timer.running():
+                run.loop(interrupts, on_progress or (lambda _: None))
+            return run.finish()
 
 
-class _Run:
+class Run:
     """State of one run and the steps of its loop."""
 
     def __init__(
@@ -129,18 +149,29 @@ class _Run:
         folder: Path,
         seed: int,
         device: torch.device,
+        timer: Timer,
+        teacher: Teacher | None,
+        ranks: Ranks,
     ) -> None:
+        if (config.teacher is None) != (teacher is None):
+            raise UsageError("a teacher and the settings train.teacher come together or not at all")
+        self.timer, self.teacher, self.ranks = timer, teacher, ranks
         self.space, self.supernet, self.strategy = space, supernet, strategy
         self.streams, self.config, self.seed, self.device = streams, config, seed, device
         self.folder = folder
         self.per_epoch = streams["train"].batches_per_epoch
         self.total = config.total_steps(self.per_epoch)
         self.log_interval = config.log_interval(self.total)
-        self.log = TrainLog(folder / LOG_FILE)
+        with_board = config.tensorboard and ranks.leads
+        self.log = TrainLog(folder / LOG_FILE, open_board(folder) if with_board else None)
         self.checkpoints = CheckpointFolder(folder / CHECKPOINTS)
         self.monitor = LossMonitor(
             factor=config.blow_up_factor, after=config.blow_up_after, n_classes=space.n_classes
         )
+        # whose images batch norms see
+        self.statistics: AbstractContextManager[Any] = nullcontext()
+        if ranks.world > 1 and config.ranks.global_batch_norm:
+            self.statistics = GlobalBatchNorm(ranks, compiled=config.compile)
         self.done = 0  # steps
         self.saved = -1  # step of the newest checkpoint
         self.counters = dict.fromkeys(streams, 0)  # batches handed out, by split
@@ -149,41 +180,62 @@ class _Run:
         self.precision = Precision()
         self.optimizers: dict[str, NamedOptimizer] = {}
         self.schedules: dict[str, ScheduleConfig] = {}
+        self.average: WeightAverage | None = None
 
     # -- beginning and end -----------------------------------------------------------------
 
     def begin(self) -> None:
-        """Continue from the newest checkpoint, or choose the precision and write the first."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        checkpoint = self.checkpoints.read_newest()
+        """Continue from the newest checkpoint, or choose the precision and write the first.
+
+        Rank 0 does, and the others take over its state.
+        """
         self.supernet.to(self.device).train()
-        if checkpoint is None:
+        checkpoint, fresh = None, False
+        if self.ranks.leads:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            checkpoint = self.checkpoints.read_newest()
+            fresh = checkpoint is None
+        if fresh:
             self._choose_precision()
-        else:
-            self._check_settings(checkpoint.state["settings"])
-            self.precision = Precision(**checkpoint.state["precision"])
-        self.precision.place(self.supernet, self.device)
-        self._make_optimizers()
-        if checkpoint is None:
+            self._prepare()
             self.log.rewind(0)
             # at once, so that a run that is killed early keeps the precision it chose
-            self._save()
-        else:
-            self._restore(checkpoint)
-            self.log.rewind(self.done)
+            checkpoint = self._save()
+        checkpoint = shared(self.ranks, checkpoint)
+        if not fresh:
+            check_settings(self, checkpoint.state["settings"])
+            self.precision = Precision(**checkpoint.state["precision"])
+            self._prepare()
+            restore(self, checkpoint)
+            if self.ranks.leads:
+                self.log.rewind(self.done)
+
+    def _prepare(self) -> None:
+        """Make what depends on the precision."""
+        self.precision.place(self.supernet, self.device)
+        self._make_optimizers()
+        switch_on(self.supernet, self.config.drop_path)
+        if self.config.ema is not None:
+            self.average = WeightAverage(self.supernet, self.config.ema)
 
     def finish(self) -> TrainResult:
-        """Write the weights."""
+        """Write the weights, the average of them where there is one."""
         path = self.folder / WEIGHTS_FILE
+        if self.average is not None:
+            self.average.give()
         extra = {"strategy": self.config.strategy, "steps": self.total, "seed": self.seed}
         try:
-            save_supernet(self.space, self.supernet, path, extra=extra)
+            if self.ranks.leads:
+                save_supernet(self.space, self.supernet, path, extra=extra)
         except OSError as error:
             raise TrainingError(
                 f"{path} cannot be written: {error.strerror or error}; all steps are kept in "
                 f"the checkpoint of step {self.saved}",
                 hint="free some disk space and start the same command again",
             ) from error
+        self.ranks.compare(self.supernet.parameters())
+        if self.ranks.stop(False):
+            raise KeyboardInterrupt
         return TrainResult(
             weights_path=path,
             steps=self.total,
@@ -194,7 +246,7 @@ class _Run:
         )
 
     def _choose_precision(self) -> None:
-        batch = self.streams["train"].batch(0)
+        batch = self.ranks.part(self.streams["train"].batch(0))
         self.precision, seconds = choose(
             self.space, self.supernet, batch, self.config, seed=self.seed, device=self.device
         )
@@ -208,7 +260,8 @@ class _Run:
                 parameters = dict(self.supernet.named_parameters())
             settings = plan.optimizer or self.config.optimizer
             self.optimizers[name] = NamedOptimizer(name, parameters, settings)
-            self.schedules[name] = plan.schedule or self.config.schedule
+            schedule = plan.schedule or self.config.schedule
+            self.schedules[name] = schedule.in_steps(self.per_epoch, self.total)
 
     # -- the loop --------------------------------------------------------------------------
 
@@ -225,13 +278,13 @@ class _Run:
                 if self.done % self.log_interval == 0 or self.done == self.total:
                     self._write_log()
                 if waiting or self._due(last_saved) or self.done == self.total:
-                    self.monitor.read()
+                    self._read_losses()
                     waiting = self.monitor.doubtful and self.done < self.total
                     if not waiting:
                         self._save()
                         last_saved = time.monotonic()
                 on_progress(self._progress())
-                if interrupts.asked:
+                if self.ranks.stop(interrupts.asked):
                     raise KeyboardInterrupt
         except KeyboardInterrupt:
             # in the middle of a step the weights are of no step: the last checkpoint counts
@@ -246,19 +299,31 @@ class _Run:
 
     def _take_step(self) -> None:
         started, index = time.perf_counter(), self.done
-        torch.manual_seed(child_seed(self.seed, "training", "torch", index))
+        config, rank = self.config.ranks, self.ranks.rank
+        # dropout differs from rank to rank in any case; rank 0 draws what a single process draws
+        own = (rank,) if rank else ()
+        torch.manual_seed(child_seed(self.seed, "training", "torch", index, *own))
+        own_paths = config.paths == "per_rank" and self.ranks.world > 1
+        drawing = (rank,) if own_paths else ()
         step = Step(
             index=index,
+            n_steps=self.total,
             supernet=self.supernet,
-            rng=numpy_generator(self.seed, "training", "step", index),
+            rng=numpy_generator(self.seed, "training", "step", index, *drawing),
             device=self.device,
             next_batch=self._next_batch,
             precision=self.precision,
             label_smoothing=self.config.label_smoothing,
+            teacher=self.teacher,
+            ranks=self.ranks,
+            own_paths=own_paths,
         )
         losses: list[Tensor] = []
-        for update in self.strategy.updates(step):
-            losses.extend(self._execute(update, index))
+        with self.timer.part("strategy"), self.statistics:
+            for update in self.strategy.updates(step):
+                losses.extend(self._execute(update, index))
+        if self.average is not None:
+            self.average.update()
         if losses:
             lr = self._lr(next(iter(self.optimizers)), index)
             self.monitor.add(index, lr, torch.stack(losses).mean())
@@ -281,18 +346,24 @@ class _Run:
             clip_norm = self.config.clip_norm if clip_norm is None else clip_norm
             clip_value = self.config.clip_value if clip_value is None else clip_value
             for make_loss in update.losses:
-                with self.precision.autocast(self.device):
+                with self.timer.part("forward"), self.precision.autocast(self.device):
                     loss = make_loss()
-                loss.backward()  # type: ignore[no-untyped-call]
+                with self.timer.part("backward"):
+                    loss.backward()  # type: ignore[no-untyped-call]
                 losses.append(loss.detach())
         else:
             ready = update.gradients() if callable(update.gradients) else update.gradients
             optimizer.clear()  # making them may have left some behind
             optimizer.set_gradients(ready)
-        optimizer.scale_and_clip(scale=update.scale, clip_norm=clip_norm, clip_value=clip_value)
-        optimizer.step(self._lr(update.optimizer, index))
-        for each in self.optimizers.values():
-            each.clear()
+        if self.ranks.world > 1:
+            what = f"update of {update.optimizer!r} in step {index}"
+            with self.timer.part("reduction"):
+                losses = self.ranks.reduce(optimizer.parameters, losses, what=what)
+        with self.timer.part("optimizer"):
+            optimizer.scale_and_clip(scale=update.scale, clip_norm=clip_norm, clip_value=clip_value)
+            optimizer.step(self._lr(update.optimizer, index))
+            for each in self.optimizers.values():
+                each.clear()
         return losses
 
     def _next_batch(self, split: str) -> Batch:
@@ -300,10 +371,12 @@ class _Run:
         if stream is None:
             known = ", ".join(sorted(self.streams))
             raise UsageError(f"the strategy asks for the split {split!r}; there are: {known}")
-        batch = stream.batch(self.counters[split])
+        with self.timer.part("data"):
+            batch = stream.batch(self.counters[split])
         self.counters[split] += 1
         self.n_images += len(batch.images)
-        return batch
+        self.timer.count(len(batch.images))
+        return self.ranks.part(batch) if split == "train" else batch
 
     def _lr(self, optimizer: str, index: int) -> float:
         lr = self.optimizers[optimizer].config.lr
@@ -311,8 +384,16 @@ class _Run:
 
     # -- log and checkpoints ---------------------------------------------------------------
 
-    def _write_log(self) -> None:
+    def _read_losses(self) -> None:
+        """Wait for the device and check the losses; steps that it had left to do count as time."""
+        started = time.perf_counter()
         self.monitor.read()
+        self.seconds += time.perf_counter() - started
+
+    def _write_log(self) -> None:
+        self._read_losses()
+        if not self.ranks.leads:
+            return
         seconds = self.seconds - self.logged_seconds
         self.log.append(
             {
@@ -335,85 +416,16 @@ class _Run:
             images_per_s=self.n_images / self.seconds if self.seconds else 0.0,
         )
 
-    def _settings(self) -> dict[str, Any]:
-        return {
-            **self.config.numerics(),
-            "space_id": self.space.space_id,
-            "seed": self.seed,
-            "device": self.device.type,
-            "total_steps": self.total,
-            "batches_per_epoch": {k: s.batches_per_epoch for k, s in self.streams.items()},
-        }
+    def _save(self) -> Checkpoint | None:
+        """Write a checkpoint of a state that was found sane (rank 0).
 
-    def _check_settings(self, saved: Mapping[str, Any]) -> None:
-        now = self._settings()
-        changed = sorted(k for k in now.keys() | saved.keys() if now.get(k) != saved.get(k))
-        if changed:
-            shown = "; ".join(f"{k}: {saved.get(k)} then, {now.get(k)} now" for k in changed)
-            raise RunChangedError(
-                f"the checkpoints in {self.checkpoints.folder} belong to other settings ({shown})",
-                hint="undo the change, or train into another run folder",
-            )
-
-    def _save(self) -> None:
-        """Write a checkpoint of a state that was found sane. Raises DivergedError otherwise."""
+        Raises DivergedError where it was not.
+        """
         self.monitor.read()
-        strategy, tensors = split_state(self.strategy.state_dict(), "strategy")
-        tensors |= {f"weights/{k}": v for k, v in self.supernet.state_dict().items()}
-        for name, optimizer in self.optimizers.items():
-            for key, value in optimizer.state_tensors().items():
-                tensors[f"optimizer/{name}/{key}"] = value
-        _refuse_non_finite(tensors, self.done)
-        state = {
-            "settings": self._settings(),
-            "precision": self.precision.to_dict(),
-            "threads": torch.get_num_threads(),
-            "counters": self.counters,
-            "n_images": self.n_images,
-            "seconds": self.seconds,
-            "logged": [self.logged_images, self.logged_seconds],
-            "monitor": self.monitor.state_dict(),
-            "strategy": strategy,
-        }
-        self.log.sync()
-        self.checkpoints.write(Checkpoint(step=self.done, tensors=tensors, state=state))
+        checkpoint = None
+        if self.ranks.leads:
+            checkpoint = snapshot(self)
+            self.log.sync()
+            self.checkpoints.write(checkpoint)
         self.saved = self.done
-
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        state = checkpoint.state
-        if state["threads"] != torch.get_num_threads() and self.device.type == "cpu":
-            logger.warning(
-                "the run was started with %d threads and goes on with %d: the last bits may differ",
-                state["threads"],
-                torch.get_num_threads(),
-            )
-        weights = _below(checkpoint.tensors, "weights/")
-        check_tensors(self.supernet, weights, f"checkpoint {checkpoint.step}")
-        self.supernet.load_state_dict(weights)
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_tensors(_below(checkpoint.tensors, f"optimizer/{name}/"))
-        self.strategy.load_state_dict(join_state(state["strategy"], checkpoint.tensors))
-        self.monitor.load_state_dict(state["monitor"])
-        self.counters |= state["counters"]
-        self.n_images, self.seconds = state["n_images"], state["seconds"]
-        self.logged_images, self.logged_seconds = state["logged"]
-        self.done = self.saved = checkpoint.step
-        if self.done > self.total:
-            raise CheckpointError(f"checkpoint {self.done} lies beyond the last step {self.total}")
-
-
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def _refuse_non_finite(tensors: Mapping[str, Tensor], step: int) -> None:
-    """One wait for the device; the names are only looked for when something is wrong."""
-    floats = {k: v for k, v in tensors.items() if v.is_floating_point()}
-    if not floats or bool(torch.stack([v.isfinite().all() for v in floats.values()]).all()):
-        return
-    names = [k for k, v in floats.items() if not bool(v.isfinite().all())]
-    raise DivergedError(
-        f"{len(names)} tensors are not finite after step {step}, for example {names[0]}; "
-        "the last good checkpoint is kept",
-        hint="a lower train.optimizer.lr, some train.schedule.warmup_steps or train.clip_norm = 5",
-    )
+        return checkpoint

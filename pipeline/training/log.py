@@ -9,23 +9,28 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from latency_tables.errors import TrainingError
 from latency_tables.files import write_text
 
+if TYPE_CHECKING:
+    from pipeline.training.board import Board
+
 
 class TrainLog:
-    """Appends to one file."""
+    """Appends to one file, and to one that TensorBoard reads where it is given."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, board: Board | None = None) -> None:
+        self.path, self.board = path, board
 
     def rewind(self, step: int) -> None:
         """Keep the whole lines up to ``step``."""
         if not self.path.exists():
+            if self.board is not None:
+                self.board.restart([])
             return
-        kept = []
+        kept, entries = [], []
         for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 entry = json.loads(line)
@@ -34,7 +39,10 @@ class TrainLog:
             if not isinstance(entry, dict) or entry.get("step", step + 1) > step:
                 break
             kept.append(line + "\n")
+            entries.append(entry)
         write_text(self.path, "".join(kept))
+        if self.board is not None:
+            self.board.restart(entries)
 
     def append(self, entry: dict[str, Any]) -> None:
         """Add one line. Raises TrainingError where the disk is full."""
@@ -46,6 +54,13 @@ class TrainLog:
                 f"{self.path} cannot be written: {error.strerror or error}",
                 hint="free some disk space and start the same command again",
             ) from error
+        if self.board is not None:
+            self.board.add(entry)
+
+    def close(self) -> None:
+        """Finish what TensorBoard reads; the lines need no such thing."""
+        if self.board is not None:
+            self.board.close()
 
     def sync(self) -> None:
         """Make sure that the lines are on the disk; called before a checkpoint counts on them."""

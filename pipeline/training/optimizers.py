@@ -11,7 +11,8 @@ Three rules keep sampled paths right, each with a test:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -99,8 +100,72 @@ class NamedOptimizer:
             self.optimizer.state[parameter][slot] = kept.detach().copy_(value)
 
 
+class RMSpropTF(torch.optim.Optimizer):
+    """RMSprop as TensorFlow's ``RMSPropOptimizer`` has it; MobileNet recipes mean this one.
+
+        g ← g + weight_decay · w
+        s ← ρ s + (1 − ρ) g²                s starts at 1
+        b ← momentum · b + lr · g / √(s + ε)     b starts at 0
+        w ← w − b
+
+    ``torch.optim.RMSprop`` differs in three ways, and with the recipes' ε = 1e-3 all three matter:
+    s starts at 0 (its first steps are large), ε is added after the root, and lr multiplies b when
+    it is applied, so a change of the rate also changes what momentum carries over.
+
+    Parameters without a gradient are not touched, nor is their state.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        *,
+        lr: float,
+        rho: float = 0.9,
+        momentum: float = 0.9,
+        eps: float = 1e-3,
+        weight_decay: float = 0.0,
+    ) -> None:
+        defaults = {
+            "lr": lr, "rho": rho, "momentum": momentum, "eps": eps, "weight_decay": weight_decay,
+        }  # fmt: skip
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Move the parameters that have a gradient; a closure is not supported."""
+        if closure is not None:
+            raise UsageError("RMSpropTF takes no closure")
+        for group in self.param_groups:
+            moved = [p for p in group["params"] if p.grad is not None]
+            if moved:
+                self._step(moved, group)
+
+    def _step(self, moved: list[Tensor], group: dict[str, Any]) -> None:
+        gradients: list[Tensor] = [p.grad for p in moved if p.grad is not None]
+        if group["weight_decay"]:
+            gradients = list(torch._foreach_add(gradients, moved, alpha=group["weight_decay"]))
+        squares = [self._slot(p, "mean_square", 1.0) for p in moved]
+        torch._foreach_mul_(squares, group["rho"])
+        torch._foreach_addcmul_(squares, gradients, gradients, value=1 - group["rho"])
+        roots = torch._foreach_sqrt(torch._foreach_add(squares, group["eps"]))
+        if not group["momentum"]:
+            torch._foreach_addcdiv_(moved, gradients, roots, value=-group["lr"])
+            return
+        buffers = [self._slot(p, "momentum_buffer", 0.0) for p in moved]
+        torch._foreach_mul_(buffers, group["momentum"])
+        torch._foreach_addcdiv_(buffers, gradients, roots, value=group["lr"])
+        torch._foreach_add_(moved, buffers, alpha=-1)
+
+    def _slot(self, parameter: Tensor, name: str, start: float) -> Tensor:
+        state = self.state[parameter]
+        if name not in state:
+            state[name] = torch.full_like(parameter, start)
+        tensor: Tensor = state[name]
+        return tensor
+
+
 def _make(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """SGD foreach or AdamW fused; one group that decays and one that does not."""
+    """SGD foreach, AdamW fused or RMSprop foreach; a group that decays and one that does not."""
     decays = [p for p in parameters if config.decay == "all" or p.ndim > 1]
     kept = [p for p in parameters if not (config.decay == "all" or p.ndim > 1)]
     groups = [
@@ -110,6 +175,10 @@ def _make(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.opti
     ]
     if config.kind == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+    if config.kind == "rmsprop":
+        return RMSpropTF(
+            groups, lr=config.lr, rho=config.rho, momentum=config.momentum, eps=config.eps
+        )
     return torch.optim.SGD(
         groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, foreach=True
     )

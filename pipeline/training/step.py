@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +23,10 @@ from latency_tables.errors import UsageError
 from pipeline.spaces.base import Supernet
 from pipeline.training.config import OptimizerConfig, ScheduleConfig
 from pipeline.training.precision import Precision
+from pipeline.training.ranks import ALONE, Ranks
+
+if TYPE_CHECKING:
+    from pipeline.training.teacher import Teacher
 
 
 class Batch(Protocol):
@@ -87,17 +91,27 @@ class OptimizerPlan:
 class Step:
     """One step of training, as the strategy sees it.
 
-    ``rng`` depends on the run's seed and ``index`` only, so a strategy that draws from nothing
-    else has no random state to save.
+    ``index`` counts from 0 to ``n_steps``, the length of the whole run. ``rng`` depends on the
+    run's seed and ``index`` only, so a strategy that draws from nothing else has no random state
+    to save. Where every rank has paths of its own (``own_paths``), it depends on the rank, too.
     """
 
     index: int
+    n_steps: int = 1
     supernet: Supernet
     rng: np.random.Generator
     device: torch.device
     next_batch: Callable[[str], Batch]
     precision: Precision
     label_smoothing: float = 0.0
+    teacher: Teacher | None = None
+    ranks: Ranks = ALONE
+    own_paths: bool = False
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done: 0 in the first step, below 1 in the last one."""
+        return self.index / self.n_steps
 
     def autocast(self) -> AbstractContextManager[None]:
         """Run forward passes of a strategy's own in the run's number format."""
@@ -108,15 +122,54 @@ class Step:
         return self.next_batch(split)
 
     def loss(self, arch: Arch, batch: Batch) -> Tensor:
-        """Cross entropy (scalar, fp32) of one subnet with the run's precision and smoothing.
+        """Loss (scalar, fp32) of one subnet with the run's precision: :meth:`objective`.
 
         Wrap it for an update, ``partial(step.loss, arch, batch)``, or call it under
-        ``torch.no_grad()`` to score a path.
+        ``torch.no_grad()`` to score a path by its cross entropy.
         """
         images = batch.images.contiguous(memory_format=self.precision.memory_format)
         with self.autocast():
             logits = self.supernet(images, arch)  # (N, n_classes)
-        return F.cross_entropy(logits.float(), batch.labels, label_smoothing=self.label_smoothing)
+        # fp32 or wider
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return self.objective(logits, batch)
+
+    def objective(self, logits: Tensor, batch: Batch) -> Tensor:
+        """What is minimised (scalar) for logits (N, n_classes) of a batch.
+
+        Cross entropy with the run's label smoothing, and the divergence from the teacher's answers
+        where the run has one. Without gradients the teacher has no say: scores are cross entropy.
+        """
+        labels = batch.labels
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        if self.teacher is None or not torch.is_grad_enabled():
+            return loss
+        return self.teacher.mixed(loss, logits, batch)
+
+    def agree(self, scores: Tensor) -> Tensor:
+        """Scores of the step's subnets on a training batch, as all ranks decide on them.
+
+        Each rank has seen its part of the batch: the mean is the score on the whole. Ranks with
+        paths of their own keep their own scores.
+        """
+        return scores if self.own_paths else self.ranks.mean(scores)
+
+    def spread(self, scores: Sequence[Callable[[], Tensor]]) -> Tensor:
+        """Values (n,) of functions that score subnets on a held-out batch, each called once.
+
+        Held-out batches are whole on every rank, so ranks with the same paths share them out; the
+        result does not depend on how many ranks there are.
+        """
+        if self.own_paths:
+            return torch.stack([score() for score in scores])
+        return self.ranks.spread(scores, self.device)
+
+    def collect(self, value: Any) -> list[Any]:
+        """A JSON value of every rank, where each has paths of its own; else the common one.
+
+        For what strategies keep from step to step, which must be alike on all ranks.
+        """
+        return self.ranks.gather(value) if self.own_paths else [value]
 
 
 class Strategy(Protocol):

@@ -25,7 +25,15 @@ def run_data(context: RunContext) -> None:
 def _settings(context: RunContext) -> dict[str, object]:
     """The content of the data set counts as a setting: other images, other run."""
     data = context.config.data.model_dump(
-        mode="json", exclude={"augment", "workers", "memory_limit_mb", "path"}
+        mode="json",
+        exclude={
+            "augment",
+            "workers",
+            "memory_limit_mb",
+            "path",
+            "test_path",
+            "shuffle_shards",
+        },
     )
     return {
         "data": data,

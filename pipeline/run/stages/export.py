@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from latency_tables.interchange import read_measurements
 from latency_tables.records import Measurement
 from pipeline.data.batches import EvalBatches
 from pipeline.data.dataset import ImageDataset
-from pipeline.export.accuracy import Accuracy, onnx_accuracy
+from pipeline.export.accuracy import onnx_accuracy
 from pipeline.export.compare import ParityReport
 from pipeline.export.golden import Golden, write_golden
 from pipeline.export.manifest import (
@@ -61,54 +62,91 @@ def run_export(context: RunContext) -> None:
         ExportError: the file cannot be written, or breaks the limit on its size.
     """
     front = json.loads(context.folder.file("front.json").read_text())
-    latency = json.loads(context.folder.file("latency.json").read_text())
     point = front["points"][front["winner"]]
     arch = Arch.from_dict(point["arch"])
+    with context.reporter.busy("cutting out the winner"):
+        network = materialise(context.space, arch, context.supernet)
+        recalibrate(network, context.eval_batches("calibration", context.dataset_of(arch)))
+    score = point["score"]
+    write_export(
+        context,
+        network,
+        arch,
+        measured={name: Estimate.from_dict(e) for name, e in point["measured"].items()},
+        validation=AccuracyEntry(value=score["accuracy"], n_images=score["n_images"]),
+        weights=context.folder.file("supernet.safetensors"),
+        to=context.folder.path,
+    )
+
+
+def write_export(
+    context: RunContext,
+    network: nn.Module,
+    arch: Arch,
+    *,
+    measured: dict[str, Estimate],
+    validation: AccuracyEntry | None,
+    weights: Path,
+    to: Path,
+) -> Manifest:
+    """Write ``subnet.onnx``, ``golden.npz`` and ``manifest.json`` of one network to a folder.
+
+    Args:
+        network: ready to be used: its batch norms are calibrated.
+        arch: what it is in the run's space.
+        measured: its latency by device.
+        validation: its accuracy on images that did not train it.
+        weights: the file that its weights come from.
+        to: the folder.
+
+    Raises:
+        ParityError: torch and the exported file disagree.
+        ExportError: the file cannot be written, or breaks the limit on its size.
+    """
+    latency = json.loads(context.folder.file("latency.json").read_text())
     dataset = context.dataset_of(arch)
     with context.reporter.busy("writing subnet.onnx"):
-        network = materialise(context.space, arch, context.supernet)
-        recalibrate(network, context.eval_batches("calibration", dataset))
         costs = _costs(context, arch, network)
-        model, parity, golden = _write_model(context, network, dataset, latency)
+        model, parity, golden = _write_model(context, network, dataset, latency, to)
     with context.reporter.bar("test images") as advance:
         batches = context.eval_batches("test", dataset)
         test = onnx_accuracy(
-            context.folder.file("subnet.onnx"),
+            to / "subnet.onnx",
             counted(arrays(batches), lambda done: advance(done, batches.n_images, "")),
         )
-    measured = {name: Estimate.from_dict(e) for name, e in point["measured"].items()}
-    write_manifest(
-        context.folder.file("manifest.json"),
-        Manifest(
-            created_utc=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
-            model=model_file(
-                model, input_shape=dataset.input_shape, n_classes=context.space.n_classes
-            ),
-            golden=golden,
-            space=context.space.describe(),
-            space_id=context.space.space_id,
-            arch=dict(arch),
-            weights_sha256=sha256_file(context.folder.file("supernet.safetensors")),
-            dataset=_dataset(context),
-            preprocessing=dataset.preprocessing.to_dict(),
-            classes=list(context.dataset.class_names),
-            costs=costs,
-            accuracy=_accuracies(point, test),
-            parity=ParityEntry.of(parity, tolerance=context.config.export.tolerance),
-            limits=[_limit(limit, costs, measured, model) for limit in load_limits(latency)],
-            devices=_devices(context, measured),
-            seed=context.config.seed,
-            versions=current_versions(),
-        ),
+    manifest = Manifest(
+        created_utc=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+        model=model_file(model, input_shape=dataset.input_shape, n_classes=context.space.n_classes),
+        golden=golden,
+        space=context.space.describe(),
+        space_id=context.space.space_id,
+        arch=dict(arch),
+        weights_sha256=sha256_file(weights),
+        dataset=_dataset(context),
+        preprocessing=dataset.preprocessing.to_dict(),
+        classes=list(context.dataset.class_names),
+        costs=costs,
+        accuracy=AccuracyBlock(search_validation=validation, test=AccuracyEntry.of(test)),
+        parity=ParityEntry.of(parity, tolerance=context.config.export.tolerance),
+        limits=[_limit(limit, costs, measured, model) for limit in load_limits(latency)],
+        devices=_devices(context, measured),
+        seed=context.config.seed,
+        versions=current_versions(),
     )
+    write_manifest(to / "manifest.json", manifest)
     context.reporter.say(
         f"  subnet.onnx: {model.size_bytes / 1024:.0f} KiB, opset {model.opset}, torch and "
         f"onnxruntime differ by {parity.max_abs_diff:.1e} at most; test accuracy {test.value:.2%}"
     )
+    return manifest
 
 
 def _write_model(
-    context: RunContext, network: nn.Module, dataset: ImageDataset, latency: dict[str, Any]
+    context: RunContext,
+    network: nn.Module,
+    dataset: ImageDataset,
+    latency: dict[str, Any],
+    to: Path,
 ) -> tuple[ExportedModel, ParityReport, GoldenFile]:
     """Export for the devices' runtimes, compare on real images, keep some as golden samples."""
     config = context.config.export
@@ -119,7 +157,7 @@ def _write_model(
     model, parity = export_with_parity(
         network,
         images,
-        context.folder.file("subnet.onnx"),
+        to / "subnet.onnx",
         opset=opset,
         ir_version=ir_version,
         tolerance=config.tolerance,
@@ -129,7 +167,7 @@ def _write_model(
             check_size(model, int(limit.bound))
     golden = images[: config.golden_images]
     sha256 = write_golden(
-        context.folder.file("golden.npz"),
+        to / "golden.npz",
         Golden(images=golden, logits=torch_logits(network, golden)),
     )
     return model, parity, GoldenFile(sha256=sha256, n_images=len(golden))
@@ -182,14 +220,6 @@ def _dataset(context: RunContext) -> dict[str, Any]:
     for repeated in ("preprocessing", "classes"):
         described.pop(repeated)
     return {**described, **context.splits.describe()}
-
-
-def _accuracies(point: dict[str, Any], test: Accuracy) -> AccuracyBlock:
-    score = point["score"]
-    return AccuracyBlock(
-        search_validation=AccuracyEntry(value=score["accuracy"], n_images=score["n_images"]),
-        test=AccuracyEntry.of(test),
-    )
 
 
 def _limit(

@@ -30,6 +30,7 @@ from pipeline.run.devices import RunDevice, reference_of
 from pipeline.run.relearning import Relearning
 from pipeline.run.stage import Stage
 from pipeline.run.stages.table import load_limits, write_records
+from pipeline.run.timings import report_timing, stage_timer
 from pipeline.search.evaluation import Evaluation
 from pipeline.search.evaluator import Evaluator, LatencySource
 from pipeline.search.front import Front, choose_winner
@@ -43,10 +44,12 @@ from pipeline.search.run_search import Progress, make_searcher, search, search_i
 from pipeline.search.searcher import Propose
 from pipeline.search.sources import exact_proposer, live_source, oracle_source
 from pipeline.spaces.base import Supernet, net_id
-from pipeline.supernet.scoring import BNPolicy, Scorer
+from pipeline.supernet.scoring import PARTS, Scorer
+from pipeline.training.timing import NO_TIMER, Timer
 
-BN_POLICY: BNPolicy = "recalibrate"
 N_DRAWS = 2_000
+MEASURING = "measuring the front"
+"""A part of the stage that ``--profile`` tells apart."""
 
 
 def run_search(context: RunContext) -> None:
@@ -62,16 +65,18 @@ def run_search(context: RunContext) -> None:
         d.name: LatencyModel.from_dict(data["devices"][d.name]["model"], context.cost_table)
         for d in context.devices
     }
+    timer = stage_timer(context, (*PARTS, MEASURING))
+    scorer = make_scorer(context, context.supernet, timer)
     with TemporaryDirectory() as scratch, TableStore(Path(scratch) / "table.sqlite") as frozen:
         import_table(frozen, context.folder.file("table.jsonl"))
         evaluator = Evaluator(
             space=context.space,
             cost_table=context.cost_table,
-            score=make_scorer(context, context.supernet).score,
+            score=scorer.score,
             limits=limits,
             latency=_predictions(context, models, frozen),
             supernet=sha256_file(context.folder.file("supernet.safetensors")),
-            bn_policy=BN_POLICY,
+            bn_policy=context.config.search.bn_key,
         )
         identity = search_identity(
             context.config.search, evaluator, seed=context.config.seed,
@@ -82,10 +87,12 @@ def run_search(context: RunContext) -> None:
             for split in ("calibration", "search-validation")
         }
         identity["table"] = sha256_file(context.folder.file("table.jsonl"))
-        with Journal.open(context.folder.file("search.jsonl"), identity) as journal:
+        journal = Journal.open(context.folder.file("search.jsonl"), identity)
+        with journal, timer.running():
             with _boards(context) as sources:
                 archive = _search(context, evaluator, journal, models, sources, frozen)
-            front = _measure_front(context, archive, journal, limits)
+            with timer.part(MEASURING):
+                front = _measure_front(context, archive, journal, limits)
     front.write(context.folder.file("front.json"))
     _freeze_measurements(context, front)
     winner = front.winner
@@ -94,17 +101,27 @@ def run_search(context: RunContext) -> None:
         f"  winner: accuracy {winner.evaluation.accuracy:.2%} on search-validation, "
         f"{measured or 'not measured'}"
     )
+    _say_speed(context, scorer)
+    report_timing(context, "search", timer)
 
 
-def make_scorer(context: RunContext, supernet: Supernet) -> Scorer:
+def make_scorer(context: RunContext, supernet: Supernet, timer: Timer = NO_TIMER) -> Scorer:
     """Scores subnets with inherited weights on fixed held-out images."""
+    search = context.config.search
     return Scorer(
         context.space,
         supernet,
-        calibration=context.eval_batches("calibration"),
+        calibration=context.eval_batches("calibration", n_images=search.bn_images),
         validation=context.eval_batches("search-validation"),
-        policy=BN_POLICY,
+        policy=search.bn,
+        timer=timer,
     )
+
+
+def _say_speed(context: RunContext, scorer: Scorer) -> None:
+    if scorer.seconds:
+        rate = scorer.n_images / scorer.seconds
+        context.reporter.say(f"  scoring: {rate:,.0f} images/s, calibration included")
 
 
 def _predictions(

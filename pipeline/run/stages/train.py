@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from latency_tables.files import write_json
@@ -9,9 +11,13 @@ from pipeline.data.batches import Batch, EvalBatches
 from pipeline.randomness import child_seed
 from pipeline.run.context import RunContext
 from pipeline.run.stage import Stage
+from pipeline.run.teacher import announce, open_teacher, teacher_sha256
+from pipeline.run.timings import report_timing, stage_timer
 from pipeline.spaces.base import Supernet
 from pipeline.strategies import load_strategy
-from pipeline.training.engine import Progress, train
+from pipeline.supernet.warm_start import read_weights, warm_start, weights_sha256
+from pipeline.training.config import TrainConfig
+from pipeline.training.engine import PARTS, Progress, train
 from pipeline.training.step import Stream
 
 
@@ -20,6 +26,31 @@ def fresh_supernet(context: RunContext) -> Supernet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(child_seed(context.config.seed, "supernet"))
         return context.space.supernet().to(context.torch_device)
+
+
+def weights_of(context: RunContext) -> Path | None:
+    """The file or folder that ``train.warm_start`` names, counted from the run file's folder."""
+    given = context.config.train.warm_start
+    return None if given is None else context.base / Path(given).expanduser()
+
+
+def refuse_early(context: RunContext) -> None:
+    """Find a teacher or weights that cannot be used before anything is measured or trained."""
+    stamp = context.folder.stamps().get("train")
+    if stamp is not None and stamp.done:
+        return
+    open_teacher(context, context.config.train.teacher)
+    weights = weights_of(context)
+    if weights is not None:
+        read_weights(weights)
+
+
+def settings_of(context: RunContext) -> TrainConfig:
+    """The settings of training, with the content of the weights in place of where they lie."""
+    config, path = context.config.train, weights_of(context)
+    if path is None:
+        return config
+    return config.model_copy(update={"warm_start": f"sha256:{weights_sha256(path)}"})
 
 
 class _OneBatch:
@@ -37,8 +68,11 @@ class _OneBatch:
 
 def run_train(context: RunContext) -> None:
     """Train from where the checkpoints are; write ``supernet.safetensors`` and ``train.jsonl``."""
-    config = context.config.train
+    config = settings_of(context)
     supernet = fresh_supernet(context)
+    weights = weights_of(context)
+    if weights is not None:
+        context.reporter.say(f"  {warm_start(supernet, weights).summary()}")
     strategy = load_strategy(
         config.strategy,
         space=context.space,
@@ -46,14 +80,19 @@ def run_train(context: RunContext) -> None:
         seed=context.config.seed,
         options=config.options,
     )
+    supernet = getattr(strategy, "supernet", supernet)
+    teacher = open_teacher(context, config.teacher)
+    announce(context, teacher)
     stream = context.train_stream()
     streams: dict[str, Stream] = {"train": stream}
     for split, n_images in getattr(strategy, "splits", {}).items():
         streams[split] = _OneBatch(context.held_out_batch(n_images))
+    timer = stage_timer(context, PARTS)
     with context.reporter.bar("training") as advance:
 
         def show(progress: Progress) -> None:
-            context.give_way()
+            if context.ranks.leads:
+                context.give_way()
             loss = "" if progress.loss is None else f"loss {progress.loss:.3f}"
             advance(progress.step, progress.steps, loss)
 
@@ -68,15 +107,21 @@ def run_train(context: RunContext) -> None:
                 seed=context.config.seed,
                 device=context.torch_device,
                 on_progress=show,
+                timer=timer,
+                teacher=teacher,
+                ranks=context.ranks,
             )
         finally:
             stream.close()
+    if not context.ranks.leads:
+        return
     candidates = strategy.candidates() if hasattr(strategy, "candidates") else []
     write_json(context.folder.file("candidates.json"), [dict(arch) for arch in candidates])
     context.reporter.say(
         f"  {result.steps} steps, {result.images_per_s:,.0f} images/s, "
         f"loss {result.final_loss or float('nan'):.3f}, {result.precision}"
     )
+    report_timing(context, "train", timer)
 
 
 TRAIN = Stage(
@@ -84,12 +129,16 @@ TRAIN = Stage(
     title="training the supernet",
     run=run_train,
     settings=lambda context: {
-        "train": context.config.train.numerics(),
+        "train": settings_of(context).numerics(),
+        "teacher": teacher_sha256(context.config.train.teacher, context.base),
         "augment": context.config.data.augment.model_dump(mode="json"),
+        # which images are mixed decides the batches; left out where all are, as in most sets
+        **({"window": context.config.data.window} if context.config.data.window else {}),
         "seed": context.config.seed,
         "space": context.space.describe(),
     },
     needs=("data",),
     outputs=("supernet.safetensors", "train.jsonl", "candidates.json"),
     working=("checkpoints",),
+    on_all_ranks=True,
 )

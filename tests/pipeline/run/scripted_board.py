@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
@@ -72,6 +73,9 @@ class ScriptedMeasurer:
 
     def estimate_seconds(self, n_nets: int, net_ms: float = 0.5) -> float:
         return float(n_nets)
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def measure(self, jobs: Any) -> list[Measurement]:
         self._sessions += 1

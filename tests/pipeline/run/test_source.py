@@ -49,5 +49,5 @@ def test_an_unreadable_run_file_is_a_config_error(tmp_path):
 
 
 def test_a_name_that_is_nothing_lists_the_starters():
-    with pytest.raises(UsageError, match="starters: digits"):
+    with pytest.raises(UsageError, match="starters: cifar10-fewshot"):
         read_source("nothing-like-it")

@@ -8,13 +8,18 @@ from latency_tables.errors import DataError
 from pipeline.run.folder import RunFolder
 from pipeline.run.progress import Reporter
 from pipeline.run.stage import Stage, run_stages
+from pipeline.training.ranks import ALONE
 
 
 @pytest.fixture
 def context(tmp_path):
     folder = RunFolder(tmp_path)
     return SimpleNamespace(
-        folder=folder, reporter=Reporter(quiet=True), settings={"a": 1, "b": 1}, ran=[]
+        folder=folder,
+        reporter=Reporter(quiet=True),
+        ranks=ALONE,
+        settings={"a": 1, "b": 1},
+        ran=[],
     )
 
 

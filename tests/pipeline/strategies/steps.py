@@ -163,6 +163,7 @@ def assert_a_killed_run_ends_with_the_same_bits(
         fresh = not (to / "checkpoints").exists()  # else the weights come from the checkpoint
         supernet = toy_supernet(space, seed=0 if fresh else 99)
         strategy = make(space, supernet)
+        supernet = getattr(strategy, "supernet", supernet)
         shown = strategy if die_at is None else Dying(strategy, die_at)
         return run(to, shown, space=space, supernet=supernet, config=config), strategy
 

@@ -31,7 +31,7 @@ from tests.pipeline.strategies.steps import (
 )
 from tests.pipeline.training.toys import toy_space, toy_supernet
 
-SMALL: dict[str, Any] = {"drawn": 4, "trained": 2, "epsilon_from": 2, "epsilon_until": 6}
+SMALL: dict[str, Any] = {"drawn": 4, "trained": 2, "epsilon_from": 0.25, "epsilon_until": 0.75}
 
 
 def greedy(space: Space, **options: Any) -> GreedyNAS:
@@ -138,9 +138,9 @@ def test_the_share_of_the_pool_starts_and_ends_where_it_was_told_to(
     start: float, end: float
 ) -> None:
     options = GreedyNASOptions(
-        epsilon_start=start, epsilon_end=end, epsilon_from=100, epsilon_until=300
+        epsilon_start=start, epsilon_end=end, epsilon_from=0.25, epsilon_until=0.75
     )
-    shares = [options.epsilon(t) for t in range(400)]
+    shares = [options.epsilon(t / 400) for t in range(400)]
     assert shares[:101] == [start] * 101
     assert shares[300:] == [end] * 100
     assert shares[200] == pytest.approx((start + end) / 2)
@@ -149,8 +149,15 @@ def test_the_share_of_the_pool_starts_and_ends_where_it_was_told_to(
 
 
 def test_a_schedule_of_no_length_is_a_jump() -> None:
-    options = GreedyNASOptions(epsilon_from=5, epsilon_until=5)
-    assert [options.epsilon(t) for t in (4, 5)] == [0.0, 0.8]
+    options = GreedyNASOptions(epsilon_from=0.5, epsilon_until=0.5)
+    assert [options.epsilon(progress) for progress in (0.49, 0.5)] == [0.0, 0.8]
+
+
+def test_a_short_run_uses_its_pool_as_the_papers_run_does() -> None:
+    options = GreedyNASOptions()
+    assert options.epsilon(9_999 / 150_000) == 0.0
+    assert options.epsilon(144_360 / 150_000) == 0.8
+    assert options.epsilon(199 / 200) == 0.8
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.3, 0.8])
@@ -244,7 +251,7 @@ def test_the_state_is_json_and_comes_back_in_order(tmp_path: Path) -> None:
     [
         ({"m": 3}, "'greedynas' has the options drawn, trained"),
         ({"drawn": 3, "trained": 4}, "trained = 4 is more than drawn = 3"),
-        ({"epsilon_from": 9}, "epsilon_until = 6 comes before epsilon_from = 9"),
+        ({"epsilon_from": 0.9}, "epsilon_until = 0.75 comes before epsilon_from = 0.9"),
         ({"drawn": 7000}, "the space has 6561 different paths"),
         ({"macs_limit": 10}, "admits nothing: the smallest path has"),
     ],

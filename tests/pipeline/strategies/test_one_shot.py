@@ -77,8 +77,8 @@ def test_operators_are_dropped_as_often_as_the_rate_says(r: float) -> None:
 
 
 def test_the_rate_starts_at_zero_and_ends_at_its_full_value() -> None:
-    options = OneShotOptions(all_dropped=0.008, ramp_steps=100)
-    rates = [options.rate(3, step) for step in range(150)]
+    options = OneShotOptions(all_dropped=0.008, ramp=2 / 3)
+    rates = [options.rate(3, step / 150) for step in range(150)]
     assert rates[0] == 0.0
     assert rates[50] == pytest.approx(0.1)
     assert rates[100:] == [pytest.approx(0.2)] * 50
@@ -127,7 +127,7 @@ def test_training_all_paths_together_lowers_the_loss(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rate": 0.5}, "'one_shot' has the options all_dropped, ramp_steps"),
+        ({"rate": 0.5}, "'one_shot' has the options all_dropped, ramp"),
         ({"all_dropped": 1.5}, "all_dropped: .*less than or equal to 1"),
     ],
 )
@@ -143,5 +143,5 @@ def test_a_supernet_that_is_no_chain_is_refused() -> None:
 
 def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     assert_a_killed_run_ends_with_the_same_bits(
-        tmp_path, lambda space, net: one_shot(space, net, ramp_steps=5)
+        tmp_path, lambda space, net: one_shot(space, net, ramp=0.5)
     )

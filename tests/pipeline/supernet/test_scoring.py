@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from latency_tables.arch import Arch
 from latency_tables.errors import DataError, InvalidArchError, UsageError
 from pipeline.spaces.base import Space, Supernet
 from pipeline.supernet import scoring
+from pipeline.supernet.policies import BN_POLICIES
 from pipeline.supernet.scoring import Scorer, evaluate, materialise, recalibrate
 from pipeline.training.precision import Precision
 from tests.pipeline.training.toys import ToyBatch, ToyStream, toy_space, toy_supernet
@@ -39,13 +41,13 @@ def archs(space: Space, n: int) -> list[Arch]:
     return [space.sample(rng) for _ in range(n)]
 
 
-def poison(supernet: Supernet) -> None:
+def poison(supernet: Supernet, mean: float = 1e3, variance: float = 1e-3) -> None:
     """Fill all running statistics with garbage."""
     for name, buffer in supernet.named_buffers():
         if name.endswith("running_mean"):
-            buffer.fill_(1e3)
+            buffer.fill_(mean)
         if name.endswith("running_var"):
-            buffer.fill_(1e-3)
+            buffer.fill_(variance)
 
 
 def test_poisoned_running_statistics_do_not_change_a_recalibrated_score(
@@ -57,6 +59,25 @@ def test_poisoned_running_statistics_do_not_change_a_recalibrated_score(
     poison(supernet)
     assert scorer(space, supernet).score(arch) == clean
     assert scorer(space, supernet, policy="tracked").score(arch) != tracked
+
+
+@pytest.mark.parametrize(("mean", "variance"), [(1e3, 1e-3), (math.nan, math.nan)])
+@pytest.mark.parametrize("policy", BN_POLICIES)
+def test_only_tracked_scores_read_the_statistics_inside_the_supernet(
+    space: Space, supernet: Supernet, policy: Any, mean: float, variance: float
+) -> None:
+    arch = archs(space, 1)[0]
+    used = scorer(space, supernet, policy=policy)
+    clean = used.score(arch)
+    poison(supernet, mean, variance)
+    fresh = scorer(space, supernet, policy=policy)
+    if policy == "tracked":
+        poisoned = fresh.score(arch)
+        assert math.isfinite(clean.loss)
+        assert poisoned.loss > 2 * clean.loss or math.isnan(poisoned.loss)
+    else:
+        assert math.isfinite(clean.loss)
+        assert fresh.score(arch) == used.score(arch) == clean
 
 
 def test_two_evaluations_of_one_arch_are_bit_identical_whatever_came_between(

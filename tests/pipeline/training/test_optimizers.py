@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -32,6 +34,62 @@ def test_dropped_gradients_keep_unsampled_weights_and_zeroed_ones_move_them() ->
     assert drift(NamedOptimizer("w", moved, config).optimizer, moved, none=False) > 0.1
 
 
+def test_rmsprop_leaves_weights_without_a_gradient_and_their_state_alone() -> None:
+    parameters = two()
+    optimizer = NamedOptimizer("w", parameters, OptimizerConfig(kind="rmsprop", weight_decay=0.1))
+    assert drift(optimizer.optimizer, parameters, none=True) == 0.0
+    assert not torch.equal(
+        optimizer.state_tensors()["a/mean_square"], optimizer.state_tensors()["b/mean_square"]
+    )
+
+
+def test_rmsprop_follows_the_formula_of_tensorflow() -> None:
+    parameter = nn.Parameter(torch.tensor([[1.0, -2.0]], dtype=torch.float64))
+    config = OptimizerConfig(kind="rmsprop", rho=0.9, momentum=0.9, eps=1e-3, weight_decay=1e-2)
+    optimizer = NamedOptimizer("w", {"w": parameter}, config)
+    expected, square, buffer = [1.0, -2.0], [1.0, 1.0], [0.0, 0.0]
+    for lr, gradient in ((0.064, (3.0, 0.01)), (0.064, (-1.0, 0.02)), (0.03, (0.5, 0.0))):
+        optimizer.set_gradients({"w": torch.tensor([gradient], dtype=torch.float64)})
+        optimizer.step(lr)
+        for i in (0, 1):
+            g = gradient[i] + 1e-2 * expected[i]
+            square[i] = 0.9 * square[i] + 0.1 * g**2
+            buffer[i] = 0.9 * buffer[i] + lr * g / math.sqrt(square[i] + 1e-3)
+            expected[i] -= buffer[i]
+    assert parameter.detach().tolist()[0] == pytest.approx(expected, rel=1e-12)
+
+
+def test_rmsprop_is_not_that_of_torch() -> None:
+    ours, theirs = (nn.Parameter(torch.ones(1, 1)) for _ in range(2))
+    config = OptimizerConfig(kind="rmsprop", weight_decay=0.0)
+    optimizer = NamedOptimizer("w", {"w": ours}, config)
+    rival = torch.optim.RMSprop([theirs], lr=0.1, alpha=0.9, momentum=0.9, eps=1e-3)
+    for parameter, step in ((ours, lambda: optimizer.step(0.1)), (theirs, rival.step)):
+        parameter.grad = torch.full((1, 1), 0.01)
+        step()
+    # torch divides by |g| sqrt(0.1) at first, TensorFlow by nearly 1
+    assert 1 - ours.item() == pytest.approx(0.001 / math.sqrt(0.90001 + 1e-3), rel=1e-3)
+    assert 1 - theirs.item() == pytest.approx(0.001 / (0.01 * math.sqrt(0.1) + 1e-3), rel=1e-3)
+
+
+def test_rmsprop_goes_on_from_saved_state_as_if_nothing_had_happened() -> None:
+    def train(optimizer: NamedOptimizer, parameters: dict[str, nn.Parameter], steps: range) -> None:
+        for step in steps:
+            optimizer.set_gradients({"a": torch.full((2, 2), 1.0 + step)})
+            optimizer.step(0.1)
+
+    config = OptimizerConfig(kind="rmsprop")
+    whole, first, second = two(), two(), two()
+    train(NamedOptimizer("w", whole, config), whole, range(4))
+    stopped, resumed = NamedOptimizer("w", first, config), NamedOptimizer("w", second, config)
+    train(stopped, first, range(2))
+    second["a"].data.copy_(first["a"].data)
+    resumed.load_state_tensors(stopped.state_tensors())
+    train(resumed, second, range(2, 4))
+    assert set(stopped.state_tensors()) == {"a/mean_square", "a/momentum_buffer"}
+    assert torch.equal(whole["a"], second["a"])
+
+
 def test_fused_sgd_crashes_when_a_parameter_gets_its_first_gradient_late() -> None:
     # the reason for foreach; when this test fails, torch has repaired fused SGD
     parameters = two()
@@ -43,7 +101,7 @@ def test_fused_sgd_crashes_when_a_parameter_gets_its_first_gradient_late() -> No
         fused.step()
 
 
-@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+@pytest.mark.parametrize("kind", ["sgd", "adamw", "rmsprop"])
 def test_our_optimizers_take_a_first_gradient_that_comes_late(kind: str) -> None:
     parameters = two()
     optimizer = NamedOptimizer("w", parameters, OptimizerConfig(kind=kind, lr=0.1))
