@@ -8,13 +8,25 @@ limit · 10 it cannot be told whether it does · 130 stopped by Ctrl-C.
 from __future__ import annotations
 
 import errno
+import os
 import sys
 
 import click
 
 from latency_tables.errors import HilnasError
 from pipeline import __version__
-from pipeline.cli import check, devices, doctor, measure, results, run, space, tables
+from pipeline.cli import (
+    check,
+    devices,
+    doctor,
+    measure,
+    ranks,
+    results,
+    retrain,
+    run,
+    space,
+    tables,
+)
 
 EXIT_INTERRUPTED = 130
 EXIT_DISK = 8
@@ -41,6 +53,7 @@ for command in (
     run.init,
     run.train,
     run.search,
+    retrain.retrain,
     results.export,
     check.check,
     results.report,
@@ -55,13 +68,18 @@ for command in (
 
 def main() -> None:
     """Entry point: run a command, print errors on stderr, exit with a documented code."""
-    sys.exit(run_cli(sys.argv[1:]))
+    arguments, launch = sys.argv[1:], ranks.launched(os.environ)
+    if launch is None:
+        sys.exit(run_cli(arguments))
+    sys.exit(ranks.run_rank(launch, lambda: run_cli(arguments, launch)))
 
 
-def run_cli(arguments: list[str]) -> int:
-    """Run one command line and give its exit code."""
+def run_cli(arguments: list[str], launch: ranks.Launch | None = None) -> int:
+    """Run one command line, as one of several processes if launched so; gives its exit code."""
     try:
-        result = cli.main(args=arguments, prog_name="hilnas", standalone_mode=False)
+        if launch is not None:
+            ranks.require_training(arguments)
+        result = cli.main(args=arguments, prog_name="hilnas", standalone_mode=False, obj=launch)
         return result if isinstance(result, int) else 0
     except HilnasError as error:
         click.echo(f"error: {error.message}", err=True)

@@ -160,6 +160,19 @@ class Winner:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Retrained:
+    """A network of the front that was trained alone; accuracies (0 ... 1) on the test images."""
+
+    name: str
+    what: str
+    """Which network, from which weights, by which recipe."""
+    inherited_accuracy: float
+    retrained_accuracy: float
+    n_images: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StageTime:
     """How long a stage took, and what became of it."""
 
@@ -200,6 +213,7 @@ class ReportData:
     limits: tuple[LimitRow, ...] = ()
     devices: tuple[DeviceReport, ...] = ()
     winner: Winner | None = None
+    retrained: tuple[Retrained, ...] = ()
     stages: tuple[StageTime, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     hashes: Mapping[str, str] = field(default_factory=dict)

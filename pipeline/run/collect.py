@@ -22,6 +22,7 @@ from pipeline.report.model import (
     LimitRow,
     MeasuredRow,
     ReportData,
+    Retrained,
     SpaceSummary,
     StageTime,
     TablePoint,
@@ -81,6 +82,7 @@ def collect(folder: RunFolder, *, run_name: str, created_utc: str, strategy: str
         limits=_limits(files),
         devices=_devices(files),
         winner=_winner(files),
+        retrained=_retrained(folder),
         stages=tuple(
             StageTime(name=name, seconds=stamp.seconds, status="done" if stamp.done else "pending")
             for name, stamp in stamps.items()
@@ -240,6 +242,27 @@ def _measured_rows(files: _Files, device: str) -> tuple[MeasuredRow, ...]:
         for group, records in groups
         for number, m in enumerate((r for r in records if r.device_name == device), start=1)
     )
+
+
+def _retrained(folder: RunFolder) -> tuple[Retrained, ...]:
+    """What ``hilnas retrain`` has left, by folder."""
+    found = []
+    for path in sorted(folder.path.glob("retrained*/retrain.json")):
+        told = json.loads(path.read_text())
+        settings, test = told["settings"], told["retrained"]["test"]
+        weights = "fresh weights" if settings["start"] == "scratch" else "the supernet's weights"
+        recipe = f"recipe {told['recipe']}" if told["recipe"] else "the run's settings"
+        found.append(
+            Retrained(
+                name=path.parent.name,
+                what=f"{told['chosen']}, {weights}, {recipe}",
+                inherited_accuracy=told["inherited"]["test"],
+                retrained_accuracy=test["value"],
+                n_images=test["n_images"],
+                steps=told["steps"],
+            )
+        )
+    return tuple(found)
 
 
 def _winner(files: _Files) -> Winner | None:
