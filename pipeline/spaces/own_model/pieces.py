@@ -155,15 +155,20 @@ class Piece(nn.Module):
 
 
 def piece_of(body: Body, arch: Mapping[str, Any], model: nn.Module, give: Give) -> Piece:
-    """The module of ``body`` for ``arch`` with tensors of ``model`` as ``give`` hands them out."""
+    """The module of ``body`` for ``arch`` with tensors of ``model`` as ``give`` hands them out.
+
+    Every layer is in the mode of its original, which passes without dropout set one by one.
+    """
     piece = Piece(body.program)
     for target, item in body.items.items():
         parent, name = _parent(piece, target)
         if isinstance(item, Weight):
             _place_weight(parent, name, item, arch, model, give)
         elif isinstance(item, Layer):
-            layer = body.extra.get(target) or model.get_submodule(item.path)
-            parent.add_module(name, narrowed(layer, item, arch, give))
+            extra = body.extra.get(target)
+            layer = extra or model.get_submodule(item.path)
+            made = narrowed(layer, item, arch, give)
+            parent.add_module(name, made.train(model.training) if extra else made)
         elif isinstance(item, Branches):
             parent.add_module(name, piece_of(chosen(item, arch)[0], arch, model, give))
         else:

@@ -65,8 +65,9 @@ class OwnSupernet(Supernet):
             return part
 
         for segment in self.space.present(arch):
-            x = piece_of(segment.body, arch, self.model, give).train(self.training)(x)
-        if self.training:
+            x = piece_of(segment.body, arch, self.model, give)(x)
+        # batch norms may be training where the rest is not
+        if copied and any(module.training for module in self.modules()):
             with torch.no_grad():
                 for whole, part, axes in copied:
                     write_back(whole, part, axes, arch)

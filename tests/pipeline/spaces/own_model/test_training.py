@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latency_tables.errors import UsageError
 from pipeline.own_model import Choice, Elastic, OwnSpace, own_space
 from pipeline.strategies import STRATEGIES, load_strategy
+from pipeline.strategies.passes import probing, without_dropout
 from pipeline.training.compiling import compiled
 from pipeline.training.engine import Progress
 from tests.pipeline.training.toys import CLASSES, SHAPE, toy_config, toy_train
@@ -36,6 +38,44 @@ class Small(nn.Module):
 
 def small_space() -> OwnSpace:
     return own_space(Small, input_shape=SHAPE)
+
+
+class Joined(nn.Module):
+    """Statistics of the batch norm are those of two elastic parts; dropout is a function call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = Elastic(nn.Conv2d(1, 8, 3, padding=1), width=(4, 8))
+        self.right = Elastic(nn.Conv2d(1, 8, 1), width=(4, 8))
+        self.norm = nn.BatchNorm2d(16)
+        self.fc = nn.Linear(16, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(torch.cat([self.left(x), self.right(x)], 1)))
+        return self.fc(F.dropout(x.mean((2, 3)), 0.5, training=self.training))
+
+
+@pytest.mark.parametrize("make", [Small, Joined])
+def test_passes_without_dropout_normalise_by_their_batch_and_probing_leaves_no_trace(make) -> None:
+    space = own_space(make, input_shape=SHAPE)
+    supernet, arch = space.supernet().train(), space.sample(np.random.default_rng(0))
+    x = torch.randn(6, *SHAPE)
+
+    def statistics() -> dict[str, Tensor]:
+        return {k: v.clone() for k, v in supernet.named_buffers() if v.is_floating_point()}
+
+    with torch.no_grad(), without_dropout(supernet):
+        before = statistics()
+        first = supernet(x, arch)
+        assert not all(before[k].equal(v) for k, v in statistics().items())  # tracked
+        for buffer in supernet.buffers():
+            if buffer.is_floating_point():
+                buffer.mul_(3).add_(1)
+        torch.testing.assert_close(supernet(x, arch), first)
+    before = statistics()
+    with probing(supernet):
+        torch.testing.assert_close(supernet(x, arch), first)
+    assert all(before[k].equal(v) for k, v in statistics().items())
 
 
 OPTIONS = {"greedynas": {"drawn": 4, "trained": 2}}
