@@ -13,6 +13,9 @@ from latency_tables.files import sha256_file
 from tests.e2e.conftest import Home
 
 PATIENCE_S = 240
+
+# a run in one process is in the default tests: tests/pipeline/run/test_retrain.py
+pytestmark = pytest.mark.long
 SETTINGS = ("epochs=6", "checkpoint.steps=10", "ema=0.99", "drop_path=0.1")
 
 
@@ -47,7 +50,6 @@ def test_the_run_it_belongs_to_is_still_up_to_date(done):
     assert not (home.path / "runs/digits/superseded").exists()
 
 
-@pytest.mark.long
 def test_killed_in_the_middle_it_ends_with_the_same_bytes(done, tmp_path):
     finished, _ = done
     home = Home(path=tmp_path)

@@ -299,7 +299,7 @@ def test_drop_path_and_functional_dropout_are_followed() -> None:
         trained = supernet.train()(x, space.probes[0])
     assert (evaluated == evaluated[0]).all()
     assert not torch.allclose(trained, evaluated)
-    assert not torch.allclose(trained[0], trained[1])
+    assert not (trained == trained[0]).all()  # of 64 images not all lose their branch
 
 
 def test_an_opaque_module_may_branch() -> None:
