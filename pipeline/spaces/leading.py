@@ -18,18 +18,14 @@ from latency_tables.arch import Arch
 from latency_tables.errors import SpaceError
 from pipeline.spaces.base import Segment, Supernet
 from pipeline.spaces.chain import ChainSpace, ChainSupernet, Position
-
-
-def leading(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The first entries along every axis: a view."""
-    return tensor[tuple(slice(n) for n in shape)]
+from pipeline.spaces.entangled import inherit_part, leading
 
 
 def leading_state(source: nn.Module, target: nn.Module) -> dict[str, Tensor]:
     """Views of the weights and statistics of ``source`` that a narrower ``target`` uses."""
     given = {**dict(source.named_parameters()), **dict(source.named_buffers())}
     wanted = {**dict(target.named_parameters()), **dict(target.named_buffers())}
-    return {name: leading(given[name], tuple(t.shape)) for name, t in wanted.items()}
+    return {name: leading(given[name], *t.shape) for name, t in wanted.items()}
 
 
 def _copy_modes(source: nn.Module, target: nn.Module) -> None:
@@ -87,22 +83,9 @@ class LeadingSpace(ChainSpace):
     def inherit(
         self, network: nn.Sequential, arch: Arch, supernet: Supernet, *, share: bool = False
     ) -> None:
-        """Give ``network`` the leading channels of the supernet's weights; see :class:`Space`.
-
-        With ``share`` the parameters are views of the supernet's tensors: writing to one writes to
-        the other, but gradients are separate.
-        """
+        """Give ``network`` the leading channels of the supernet's weights; see :class:`Space`."""
         if not isinstance(supernet, LeadingSupernet):
             raise SpaceError(f"{type(supernet).__name__} is not a supernet of {self.name}")
         for position in self.chain:
             target = network.get_submodule(position.name)
-            state = leading_state(supernet.block(position, arch), target)
-            parameters = dict(target.named_parameters())
-            target.load_state_dict(
-                {
-                    name: tensor.detach() if share and name in parameters
-                    else tensor.detach().clone()
-                    for name, tensor in state.items()
-                },
-                assign=True,
-            )  # fmt: skip
+            inherit_part(target, supernet.block(position, arch), share=share)

@@ -26,17 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.spaces.drop_path import DropPath
-
-
-def leading(weight: Tensor, *sizes: int) -> Tensor:
-    """The first ``sizes[i]`` entries of every axis i: a view, the weight itself where that is all.
-
-    >>> leading(torch.arange(6).reshape(2, 3), 2, 1).tolist()
-    [[0], [3]]
-    """
-    if tuple(weight.shape) == sizes:
-        return weight
-    return weight[tuple(slice(n) for n in sizes)]
+from pipeline.spaces.entangled import leading
 
 
 def _linear(layer: nn.Linear, x: Tensor, width: int) -> Tensor:

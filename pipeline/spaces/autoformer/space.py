@@ -39,11 +39,11 @@ from pipeline.spaces.autoformer.blocks import (
     Grid,
     PatchEmbedding,
     initialise,
-    leading,
 )
 from pipeline.spaces.autoformer.sizes import PRESETS, Preset, Subnet
 from pipeline.spaces.base import Segment, Supernet
 from pipeline.spaces.described import DescribedSpace
+from pipeline.spaces.entangled import inherit_part
 
 EMBED_DIM, DEPTH = "embed_dim", "depth"
 
@@ -223,26 +223,12 @@ class AutoFormerSpace(DescribedSpace):
     def inherit(
         self, network: nn.Sequential, arch: Arch, supernet: Supernet, *, share: bool = False
     ) -> None:
-        """Give ``network`` the leading part of the supernet's weights; see :class:`Space`.
-
-        A shared parameter is the supernet's own where all of it is used, otherwise a view of it:
-        writing to one writes to the other, but gradients do not flow through the view.
-        """
+        """Give ``network`` the leading part of the supernet's weights; see :class:`Space`."""
         if not isinstance(supernet, AutoFormerSupernet):
             raise SpaceError(f"{type(supernet).__name__} is not a supernet of {self.name}")
         for segment in self.segments(arch):
-            target = network.get_submodule(segment.name)
             source = supernet.get_submodule(segment.name)
-            state: dict[str, Tensor] = {name: x.clone() for name, x in source.named_buffers()}
-            shapes = {name: tuple(p.shape) for name, p in target.named_parameters()}
-            for name, parameter in source.named_parameters():
-                part = leading(parameter, *shapes[name])
-                if not share:
-                    part = nn.Parameter(part.detach().clone().contiguous())
-                elif part is not parameter:
-                    part = nn.Parameter(part.detach())
-                state[name] = part
-            target.load_state_dict(state, assign=True)
+            inherit_part(network.get_submodule(segment.name), source, share=share)
 
     def cost_table(self) -> CostTable:
         """Exact costs of every choice (cached)."""

@@ -61,6 +61,7 @@ from pipeline.spaces.elastic_cnn.sizes import (
     Subnet,
     scaled_resolutions,
 )
+from pipeline.spaces.entangled import inherit_part
 from pipeline.spaces.mobilenetv2 import fitted_strides
 from pipeline.supernet.resolution import resized
 
@@ -315,29 +316,12 @@ class ElasticSpace(DescribedSpace):
     def inherit(
         self, network: nn.Sequential, arch: Arch, supernet: Supernet, *, share: bool = False
     ) -> None:
-        """Give ``network`` its part of the supernet's weights; see :class:`Space`.
-
-        A shared parameter is the supernet's own where all of it is used, otherwise a view of it:
-        writing to one writes to the other, but gradients do not flow through the view.
-        """
+        """Give ``network`` its part of the supernet's weights; see :class:`Space`."""
         if not isinstance(supernet, ElasticSupernet):
             raise SpaceError(f"{type(supernet).__name__} is not a supernet of {self.name}")
         for segment in self.segments(arch):
-            target = network.get_submodule(segment.name)
             source = supernet.get_submodule(segment.name)
-            state: dict[str, Tensor] = {
-                name: part(source.get_buffer(name), *buffer.shape).clone()
-                for name, buffer in target.named_buffers()
-            }
-            for name, wanted in target.named_parameters():
-                whole = source.get_parameter(name)
-                piece = part(whole, *wanted.shape)
-                if not share:
-                    piece = nn.Parameter(piece.detach().clone().contiguous())
-                elif piece is not whole:
-                    piece = nn.Parameter(piece.detach())
-                state[name] = piece
-            target.load_state_dict(state, assign=True)
+            inherit_part(network.get_submodule(segment.name), source, share=share, part=part)
 
     def cost_table(self) -> CostTable:
         """Exact costs of every choice (cached)."""

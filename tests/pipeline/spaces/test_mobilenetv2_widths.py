@@ -17,7 +17,7 @@ from latency_tables.sampler import make_sampler
 from pipeline.export.onnx_export import export_subnet
 from pipeline.export.record import COLUMNS, graph_of, graph_weights
 from pipeline.onnx_runtime import open_session
-from pipeline.spaces.leading import leading
+from pipeline.spaces.entangled import leading
 from pipeline.spaces.mobile_blocks import IDENTITY, OPERATORS
 from pipeline.spaces.mobilenetv2 import mobilenetv2
 from pipeline.spaces.mobilenetv2_widths import COEFFICIENTS, mobilenetv2_widths
@@ -281,9 +281,9 @@ def test_the_exported_file_has_the_operators_and_logits_of_the_measured_candidat
 
 def test_leading_entries_are_a_view() -> None:
     tensor = torch.zeros(4, 3)
-    leading(tensor, (2, 2)).fill_(1)
+    leading(tensor, 2, 2).fill_(1)
     assert tensor.sum() == 4
-    assert leading(torch.tensor(5), ()) == 5
+    assert leading(torch.tensor(5)) == 5
 
 
 def test_every_operator_and_every_width_is_drawn() -> None:
