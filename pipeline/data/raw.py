@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -77,8 +78,32 @@ class ArrayImages:
         return channels, height, width
 
 
+class OpenedImages(ABC):
+    """Images that Pillow opens one by one; a damaged one is refused by its name."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """How messages name image ``index``."""
+
+    @abstractmethod
+    def _open(self, index: int) -> Image.Image:
+        """Image ``index`` as Pillow has it before the pixels are decoded."""
+
+    def picture(self, index: int) -> Image.Image:
+        """Decode image ``index``, upright, mode L or RGB; a DataError names a damaged one."""
+        with naming(self.name(index)), self._open(index) as image:
+            return upright(image)
+
+    def shape(self, index: int) -> tuple[int, int, int]:
+        """(channels, height, width) from the header."""
+        with naming(self.name(index)), self._open(index) as image:
+            return header_shape(image)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class EncodedImages:
+class EncodedImages(OpenedImages):
     """JPEG or PNG bytes in one blob; image i is ``blob[end[i - 1]:end[i]]``."""
 
     blob: Pixels
@@ -88,21 +113,16 @@ class EncodedImages:
     def __len__(self) -> int:
         return len(self.end)
 
+    def name(self, index: int) -> str:
+        return f"image {index} of {self.origin}"
+
     def _open(self, index: int) -> Image.Image:
         start = int(self.end[index - 1]) if index else 0
         return Image.open(io.BytesIO(self.blob[start : int(self.end[index])].tobytes()))
 
-    def picture(self, index: int) -> Image.Image:
-        with naming(f"image {index} of {self.origin}"):
-            return upright(self._open(index))
-
-    def shape(self, index: int) -> tuple[int, int, int]:
-        with naming(f"image {index} of {self.origin}"):
-            return header_shape(self._open(index))
-
 
 @dataclass(frozen=True, slots=True, eq=False)
-class FileImages:
+class FileImages(OpenedImages):
     """Image files below one folder; only the relative paths appear in messages."""
 
     root: Path
@@ -111,13 +131,11 @@ class FileImages:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def picture(self, index: int) -> Image.Image:
-        with naming(self.paths[index]), Image.open(self.root / self.paths[index]) as image:
-            return upright(image)
+    def name(self, index: int) -> str:
+        return self.paths[index]
 
-    def shape(self, index: int) -> tuple[int, int, int]:
-        with naming(self.paths[index]), Image.open(self.root / self.paths[index]) as image:
-            return header_shape(image)
+    def _open(self, index: int) -> Image.Image:
+        return Image.open(self.root / self.paths[index])
 
 
 def upright(image: Image.Image) -> Image.Image:

@@ -22,7 +22,7 @@ from PIL import Image
 
 from latency_tables.errors import DataError
 from pipeline.data.checks import checked_classes
-from pipeline.data.raw import Indices, RawSet, header_shape, naming, upright
+from pipeline.data.raw import Indices, OpenedImages, RawSet
 from pipeline.data.shards import find_shards
 
 LABELS = ("label", "labels")
@@ -30,7 +30,7 @@ KEPT_AT_LEAST = 8
 """Row groups that each process keeps, at least."""
 
 
-class ParquetImages:
+class ParquetImages(OpenedImages):
     """Images in row groups; each process keeps the ``n_kept`` row groups that it read last.
 
     Files and row groups of a forked process are its own: nothing open is shared.
@@ -71,16 +71,6 @@ class ParquetImages:
         if data is None:
             raise ValueError("it has no bytes (a path to a file is not followed)")
         return Image.open(io.BytesIO(data))
-
-    def picture(self, index: int) -> Image.Image:
-        """Decode image ``index``, upright, mode L or RGB; a DataError names file and row."""
-        with naming(self.name(index)):
-            return upright(self._open(index))
-
-    def shape(self, index: int) -> tuple[int, int, int]:
-        """(channels, height, width) from the header."""
-        with naming(self.name(index)):
-            return header_shape(self._open(index))
 
     def _rows(self, group: int) -> Any:
         """The bytes of every image of a row group (an arrow array)."""

@@ -28,7 +28,7 @@ from PIL import Image
 from latency_tables.errors import DataError
 from latency_tables.files import write_bytes
 from pipeline.data.checks import checked_classes
-from pipeline.data.raw import Indices, RawSet, header_shape, naming, upright
+from pipeline.data.raw import Indices, OpenedImages, RawSet
 from pipeline.data.readers.folder import SUFFIXES
 from pipeline.data.shards import find_shards
 
@@ -50,7 +50,7 @@ class TarIndex:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class TarImages:
+class TarImages(OpenedImages):
     """Images inside tar files. A file is opened for each image, so that forks share nothing."""
 
     paths: tuple[Path, ...]
@@ -75,16 +75,6 @@ class TarImages:
             stream.seek(int(self.offset[index]))
             data = _exactly(stream, size)
         return Image.open(BytesIO(data))
-
-    def picture(self, index: int) -> Image.Image:
-        """Decode image ``index``, upright, mode L or RGB; a DataError names shard and key."""
-        with naming(self.name(index)):
-            return upright(self._open(index))
-
-    def shape(self, index: int) -> tuple[int, int, int]:
-        """(channels, height, width) from the header."""
-        with naming(self.name(index)):
-            return header_shape(self._open(index))
 
 
 def _exactly(stream: IO[bytes], size: int) -> bytes:
