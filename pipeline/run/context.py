@@ -53,6 +53,7 @@ class RunContext:
         ranks: Ranks = ALONE,
     ) -> None:
         self.ranks = ranks
+        self._at_size: dict[tuple[int, int], ImageDataset] = {}
         self.profile = False  # whether stages say where their time went
         self.config, self.folder, self.base = config, folder, base
         self.table_path, self.inventory, self.reporter = table_path, inventory, reporter
@@ -169,9 +170,11 @@ class RunContext:
     def dataset_of(self, arch: Arch) -> ImageDataset:
         """The images at the resolution that the network of ``arch`` takes."""
         size = self.space.input_shape_of(arch)[1:]
-        config, seed = self.config.data, self.config.seed
-        found = dataset_at(self.dataset, size, config, seed=seed, base=self.base)
-        return found if found is self.dataset else found.to(self.torch_device)
+        if size not in self._at_size:
+            config, seed = self.config.data, self.config.seed
+            found = dataset_at(self.dataset, size, config, seed=seed, base=self.base)
+            self._at_size[size] = found.to(self.torch_device)
+        return self._at_size[size]
 
     def eval_batches(
         self, split: str, dataset: ImageDataset | None = None, *, n_images: int | None = None
