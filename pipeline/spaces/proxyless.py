@@ -13,7 +13,10 @@ configurations of this space have ReLU6. The rest is as in :mod:`pipeline.spaces
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pipeline.spaces.mobile_blocks import IDENTITY, PLAIN
+from pipeline.spaces.mobilenetv2 import PRESETS as MOBILENET_PRESETS
 from pipeline.spaces.mobilenetv2 import MobileSpace, Preset, mobile_space
 
 OPERATORS = (*PLAIN, IDENTITY)
@@ -29,16 +32,7 @@ PRESETS = {
         strides=(2, 2, 2, 1, 2, 1),
         features=1728,
     ),
-    "tiny": Preset(
-        operators=OPERATORS,
-        stem_channels=16,
-        stem_stride=1,
-        mb1_channels=8,
-        channels=(16, 24, 32, 48),
-        repeats=(2, 3, 2, 1),
-        strides=(2, 2, 1, 2),
-        features=192,
-    ),
+    "tiny": replace(MOBILENET_PRESETS["tiny"], operators=OPERATORS),
 }
 
 
