@@ -19,6 +19,7 @@ from pipeline.search.config import SearchConfig
 from pipeline.search.evaluation import Candidate, Evaluation
 from pipeline.search.evaluator import Evaluator
 from pipeline.search.evolution import EvolutionSearch
+from pipeline.search.generation import OneByOne, Scoring
 from pipeline.search.in_loop import InLoop
 from pipeline.search.journal import Journal
 from pipeline.search.random_search import RandomSearch
@@ -100,6 +101,7 @@ def search(
     evaluator: Evaluator,
     journal: Journal,
     *,
+    scoring: Scoring | None = None,
     in_loop: InLoop | None = None,
     refiner: Refiner | None = None,
     n_total: int = 0,
@@ -111,6 +113,7 @@ def search(
         searcher: fresh; the journal's generations are told to it first.
         evaluator: screens and scores.
         journal: open; belongs to this search.
+        scoring: how a generation gets its accuracies; one candidate after the other by default.
         in_loop: measures every candidate while it is scored; without it and a refiner, latencies
             stay predicted.
         refiner: measures after each generation where that decides most.
@@ -122,6 +125,7 @@ def search(
         DeviceError: a board failed; nothing is lost, the same call goes on.
     """
     began = time.monotonic()
+    scoring = OneByOne(evaluator) if scoring is None else scoring
     scored, cached, replayed = evaluator.n_scored, evaluator.n_cached, 0
     exhausted, best = False, None
     while not searcher.done:
@@ -141,12 +145,9 @@ def search(
         known = journal.scores(generation)
         replayed += len(known)
         evaluations: list[Evaluation] = []
-        for index, candidate in enumerate(candidates):
-            if index < len(known):
-                score = known[index]
-                evaluator.remember(candidate.arch, score)
-            else:
-                score, _ = evaluator.score(candidate)
+        scores = scoring.scores(generation, candidates, known)
+        for index, (candidate, score) in enumerate(zip(candidates, scores, strict=True)):
+            if index >= len(known):
                 journal.scored(generation, index, score)
             evaluation = Evaluation(candidate=candidate, score=score, generation=generation)
             evaluations.append(evaluation)
@@ -162,6 +163,7 @@ def search(
                     )
                 )
         journal.sync()
+        scoring.end(generation)
         if in_loop is not None:
             measured = in_loop.finish(candidates)
             evaluations = [
