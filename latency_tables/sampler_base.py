@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -12,9 +13,15 @@ from numpy.typing import ArrayLike
 from latency_tables.arch import Arch
 from latency_tables.cost_table import Array, CostTable, Genes
 from latency_tables.errors import LimitError, SpaceError, TableTooWideError
+from latency_tables.sampler_single import SingleCost
 
 _PATIENCE = 2_000_000
 _RARE = 0.05
+_SINGLY = 4
+"""Up to so many architectures are drawn one by one: array calls cost more than they save."""
+_SINGLE_TRIES = 64
+_LAST_DIGITS = 1e-9
+"""Costs this near to an end of the range, relatively, are computed as the table computes them."""
 
 Method = Literal["enumeration", "elimination", "rejection"]
 
@@ -63,6 +70,10 @@ class CostSampler(ABC):
         """
         if not low <= high:
             raise SpaceError(f"a range of costs goes from low to high, not from {low} to {high}")
+        if 0 < n <= _SINGLY:
+            singles = [self._one(rng, low, high) for _ in range(n)]
+            if all(genes is not None for genes in singles):
+                return np.array(singles, dtype=np.int64)
         found: list[Genes] = []
         n_found = n_tried = 0
         while n_found < n:
@@ -79,6 +90,29 @@ class CostSampler(ABC):
                     raise self._empty(low, high)
                 found, n_found = [listed[rng.integers(len(listed), size=n)]], n
         return np.concatenate(found)[:n] if found else np.empty((0, len(self.table.decisions)), int)
+
+    def _proposal(self, rng: np.random.Generator, low: float, high: float) -> list[int] | None:
+        """One of :meth:`_proposals` on plain numbers, where a sampler can do that faster."""
+        return None
+
+    def _one(self, rng: np.random.Generator, low: float, high: float) -> list[int] | None:
+        """One genome whose cost is in [low, high]; None where other ways have to be tried."""
+        for _ in range(_SINGLE_TRIES):
+            genes = self._proposal(rng, low, high)
+            if genes is None:
+                return None
+            cost = self._cost_of(genes)
+            margin = _LAST_DIGITS * abs(cost)
+            if low + margin <= cost <= high - margin:
+                return genes
+            near = low - margin <= cost <= high + margin
+            if near and len(self._fitting(np.array([genes]), low, high)):
+                return genes
+        return None
+
+    @cached_property
+    def _cost_of(self) -> SingleCost:
+        return SingleCost(self.table, self.column)
 
     def _fitting(self, genes: Genes, low: float, high: float) -> Genes:
         """Those whose exact cost is in [low, high]."""

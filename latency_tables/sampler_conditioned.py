@@ -8,7 +8,9 @@ of what the range holds under it.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import Counter
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -78,6 +80,16 @@ class ConditionedSampler(CostSampler):
         ]
         # the caller takes the first ones: choices must not come in blocks
         return rng.permutation(np.concatenate(drawn)), True
+
+    def _proposal(self, rng: np.random.Generator, low: float, high: float) -> list[int] | None:
+        cumulative = list(accumulate(part.weight(low, high) for part in self._parts))
+        if not cumulative[-1]:
+            return None
+        choice = bisect_right(cumulative, rng.random() * cumulative[-1])
+        genes = self._parts[choice]._proposal(rng, low, high)
+        if genes is not None:
+            genes[self._axis] = choice
+        return genes
 
     def _listed(self, low: float, high: float) -> Genes | None:
         listed = [part._listed(low, high) for part in self._parts]

@@ -25,11 +25,14 @@ from latency_tables.cost_table import Array, CostTable, Genes
 from latency_tables.elimination import MAX_ENTRIES, Scope, aligned, elimination_order, optimise
 from latency_tables.errors import SpaceError, TableTooWideError
 from latency_tables.sampler_base import CostSampler, Method
+from latency_tables.sampler_single import SingleWalk
 
-MAX_BINS = 16_384
+MAX_BINS = 32_768
 MAX_EXACT_BINS = 131_072
 """More bins are worth their memory where every cost then falls into a bin of its own."""
 MIN_BINS = 512
+MAX_WORK = 32
+"""A stage may add so many times the entries that it may keep: more bins, fewer draws in vain."""
 _LIST = 200_000
 
 
@@ -70,9 +73,9 @@ class EliminationSampler(CostSampler):
             raise SpaceError(f"column {column!r} does not add up over factors")
         plan = self._plan([scope for scope, _ in factors], max_entries)
         widest, joint = self._widest(plan)
-        n_bins = max_entries // widest
-        if n_bins < MIN_BINS:
+        if widest * MIN_BINS > max_entries:
             raise TableTooWideError(widest * MIN_BINS, max_entries, sorted(joint))
+        n_bins = self._affordable(plan, max_entries)
         self._base = sum(float(values.min()) for _, values in factors)
         self._step, self.counts_are_exact = _grid([values for _, values in factors], n_bins)
         shifts = [
@@ -84,6 +87,7 @@ class EliminationSampler(CostSampler):
         self._n_bins = int(top) + 1
         self._steps, self._counts = self._forward(plan, shifts)
         self._cumulative = np.concatenate([[0.0], np.cumsum(self._counts)])
+        self._single = SingleWalk(self._steps, list(self._sizes))
 
     def _plan(self, scopes: list[Scope], max_entries: int) -> list[tuple[Scope, Scope]]:
         """(joint labels, labels forgotten afterwards) per step: the narrower one of two orders.
@@ -105,6 +109,14 @@ class EliminationSampler(CostSampler):
         """Entries and labels of the largest joint table of a plan, apart from its bins."""
         joints = [(math.prod(self._sizes[v] for v in joint), joint) for joint, _ in plan]
         return max(joints, default=(1, ()), key=lambda entry: entry[0])
+
+    def _affordable(self, plan: list[tuple[Scope, Scope]], max_entries: int) -> int:
+        """Bins that the counts kept and the additions of the widest stage leave room for."""
+        kept = [
+            math.prod(self._sizes[v] for v in joint if v not in forgotten)
+            for joint, forgotten in plan
+        ]
+        return max_entries // max(*kept, self._widest(plan)[0] // MAX_WORK, 1)
 
     def _steps_of(self, order: Sequence[str], scopes: list[Scope]) -> list[tuple[Scope, Scope]]:
         """The plan that forgets the variables in this order."""
@@ -221,6 +233,15 @@ class EliminationSampler(CostSampler):
         picks = floor + rng.random(n) * (ceiling - floor)
         bins = np.searchsorted(self._cumulative, picks, side="right") - 1
         return self._walk_back(rng, np.clip(bins, start, end - 1)), True
+
+    def _proposal(self, rng: np.random.Generator, low: float, high: float) -> list[int] | None:
+        start, end = self._bins(low, high, self._slack)
+        floor, ceiling = float(self._cumulative[start]), float(self._cumulative[end])
+        if not ceiling > floor:
+            return None
+        pick = floor + rng.random() * (ceiling - floor)
+        total = int(self._cumulative.searchsorted(pick, side="right")) - 1
+        return self._single.genes(rng, min(max(total, start), end - 1))
 
     def _listed(self, low: float, high: float) -> Genes | None:
         """Every genome whose bin touches the range, if those are few: rounding hides them."""

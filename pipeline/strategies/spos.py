@@ -11,23 +11,22 @@ section 3.2, equation 6:
 
 The authors' code draws paths differently from the paper: one of seven bins of MACs between 290
 and 360 million, uniformly, then a path of that bin (redrawn until one fits, at most 500 times).
-``macs_range = [290e6, 360e6]`` with ``macs_bins = 7`` does the same. Deviation: the path is drawn
-exactly, so no draw fails.
+``macs_range = [290e6, 360e6]`` with ``macs_bins = 7`` does the same; ``macs_range = "auto"`` suits
+any space. Deviation: the path is drawn exactly, so no draw fails.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from latency_tables.arch import Arch
 from latency_tables.errors import UsageError
+from latency_tables.levels import cost_levels, split_range
 from latency_tables.sampler import make_sampler
 from pipeline.spaces.base import Space, Supernet
 from pipeline.strategies.options import parse_options
@@ -41,8 +40,8 @@ class SPOSOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    macs_range: tuple[float, float] | None = None
-    """Lowest and highest MACs of a path."""
+    macs_range: tuple[float, float] | Literal["auto"] | None = None
+    """Lowest and highest MACs of a path. "auto": all but the 1 % of the paths at either end."""
     macs_bins: int = Field(default=7, ge=1)
     """Bins of equal width that share the range; each is drawn equally often."""
 
@@ -77,26 +76,30 @@ class SPOS:
         """Nothing to take back."""
 
 
-def stratified(space: Space, low: float, high: float, n_bins: int) -> PathSampler:
-    """Draw one of ``n_bins`` equal bins of MACs in [low, high), then a path of it, uniformly.
+def stratified(
+    space: Space, macs_range: tuple[float, float] | Literal["auto"], n_bins: int
+) -> PathSampler:
+    """Draw one of ``n_bins`` equal bins of MACs, [low, high) in all, then a path of it, uniformly.
 
     Raises:
         UsageError: the range is empty, or a bin holds no path; the message says which.
     """
-    if not low < high:
-        raise UsageError(f"macs_range = [{low:g}, {high:g}] is empty: the lower end comes first")
-    sampler = make_sampler(space.cost_table(), "macs")
-    edges = np.linspace(low, high, n_bins + 1)
-    bins = [(float(a), math.nextafter(b, a)) for a, b in itertools.pairwise(edges)]
+    table = space.cost_table()
+    sampler = make_sampler(table, "macs")
+    if macs_range == "auto":
+        bins = [(level.low, level.high) for level in cost_levels(sampler, n_bins)]
+    else:
+        low, high = macs_range
+        if not low < high:
+            raise UsageError(
+                f"macs_range = [{low:g}, {high:g}] is empty: the lower end comes first"
+            )
+        bins = split_range(low, high, n_bins)
     for bin_low, bin_high in bins:
         if not sampler.count(bin_low, bin_high):
-            lowest, highest = (
-                space.cost_table().minimum("macs"),
-                space.cost_table().maximum("macs"),
-            )
             raise UsageError(
                 f"no path has between {bin_low:,.0f} and {bin_high:,.0f} MACs; paths of this space "
-                f"have {lowest[0]:,.0f} to {highest[0]:,.0f}",
+                f"have {table.minimum('macs')[0]:,.0f} to {table.maximum('macs')[0]:,.0f}",
                 hint="fewer train.options.macs_bins, or another macs_range",
             )
 
@@ -113,4 +116,4 @@ def spos(*, space: Space, supernet: Supernet, seed: int, options: Mapping[str, A
     given = parse_options(SPOSOptions, options, strategy="spos")
     if given.macs_range is None:
         return SPOS(space)
-    return SPOS(space, stratified(space, *given.macs_range, given.macs_bins))
+    return SPOS(space, stratified(space, given.macs_range, given.macs_bins))

@@ -9,6 +9,8 @@ import pytest
 
 from latency_tables.arch import Arch
 from latency_tables.errors import UsageError
+from latency_tables.levels import cost_levels
+from latency_tables.sampler import make_sampler
 from pipeline.strategies import STRATEGIES, load_strategy
 from pipeline.strategies.spos import SPOS
 from pipeline.training.config import TrainConfig
@@ -83,3 +85,17 @@ def test_the_bins_of_macs_are_drawn_equally_often_and_never_missed() -> None:
     counts, _ = np.histogram(drawn, edges)
     assert counts.sum() == 400
     assert counts.min() > 70  # 100 expected, standard deviation 8.7
+
+
+def test_levels_between_the_tails_of_the_space_are_drawn_equally_often() -> None:
+    space = toy_space()
+    options = {"macs_range": "auto", "macs_bins": 5}
+    strategy = load_strategy("spos", space=space, supernet=toy_supernet(space), options=options)
+    assert isinstance(strategy, SPOS)
+    levels = cost_levels(make_sampler(space.cost_table(), "macs"), 5)
+    rng = np.random.default_rng(0)
+    macs = [space.cost_table().cost(strategy.sample(rng), "macs") for _ in range(1_000)]
+    assert levels[0].low <= min(macs)
+    assert max(macs) <= levels[-1].high
+    counts = np.histogram(macs, bins=[*(level.low for level in levels), levels[-1].high])[0]
+    assert ((counts - 200) ** 2 / 200).sum() < 18.5  # chi-squared, 4 degrees, 0.1 %
