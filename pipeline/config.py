@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from device_agents.measuring.profiles import ProfileName
 from device_agents.settings import explain
@@ -26,6 +26,7 @@ from latency_tables.errors import ConfigError
 from pipeline.data.config import DataConfig
 from pipeline.export.config import ExportConfig
 from pipeline.search.config import LimitsConfig, SearchConfig
+from pipeline.supernet.transfer_config import TransferConfig
 from pipeline.training.config import TrainConfig
 
 
@@ -37,12 +38,14 @@ class SpaceConfig(_Section):
     """``[space]``: which search space, at which size.
 
     ``module`` is the Python file that has the model ``name``. Only ``--module`` sets it, so that
-    settings alone never run code.
+    settings alone never run code. ``resample_to`` is the height and width to which a layer that
+    learns brings the images; without it, networks take them as they are.
     """
 
     name: str = "shufflenetv2"
     preset: str = "tiny"
     module: str | None = None
+    resample_to: int | None = Field(default=None, ge=4, le=2048)
 
 
 class DeviceConfig(_Section):
@@ -77,6 +80,7 @@ class RunConfig(_Section):
     data: DataConfig
     space: SpaceConfig = SpaceConfig()
     train: TrainConfig = TrainConfig()
+    transfer: TransferConfig | None = None
     device: tuple[DeviceConfig, ...] = (DeviceConfig(),)
     latency: LatencyConfig = LatencyConfig()
     search: SearchConfig = SearchConfig()
@@ -89,6 +93,17 @@ class RunConfig(_Section):
         if not names or len(set(names)) != len(names):
             raise ValueError(f"[[device]] must name one or more different devices, not {names}")
         return devices
+
+    @model_validator(mode="after")
+    def _objectives_of_its_devices(self) -> Self:
+        there = [f"latency:{d.name}" for d in self.device]
+        for name in self.search.objectives or ():
+            if name.startswith("latency:") and name not in there:
+                raise ValueError(
+                    f"search.objectives: {name!r} is of no [[device]] of this run; there are "
+                    f"{', '.join(there)}"
+                )
+        return self
 
 
 def parse_run_config(text: str, overrides: Sequence[str] = ()) -> RunConfig:

@@ -1,8 +1,8 @@
 """Commands under torchrun: which rank this process is, and who says what.
 
 torchrun starts the same command line several times. Rank 0 runs it as if it were alone; the others
-take part in training and keep quiet. What they would have printed is held back, and comes out only
-where one of them failed and rank 0 cannot say so any more.
+take part in training and in scoring candidates, and keep quiet. What they would have printed is
+held back, and comes out only where one of them failed and rank 0 cannot say so any more.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipeline.training.ranks import Ranks
 
 COMMANDS = ("run", "train", "search", "export")
-"""Commands that may train; all others run in one process."""
+"""Commands that may train or score; all others run in one process."""
 INTERRUPTED = 130
 
 

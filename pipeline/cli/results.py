@@ -24,6 +24,7 @@ def export(folder: Path, module: Path | None, table: Path | None, as_json: bool)
     job = open_job(str(folder), out=folder, module=module, table=table)
     job.run(until="export")
     job.print_summary(as_json=as_json)
+    job.require_winners()
 
 
 @click.command()

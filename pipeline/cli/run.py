@@ -15,6 +15,8 @@ def _run_until(stage: str | None, *, as_json: bool, profile: bool, **job: Any) -
     opened = open_job(**job)
     opened.run(until=stage, profile=profile)
     opened.print_summary(as_json=as_json)
+    if stage != "train":
+        opened.require_winners()
 
 
 @click.command()

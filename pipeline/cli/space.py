@@ -52,16 +52,19 @@ def show(source: str, overrides: tuple[str, ...], module: Path | None, as_json: 
 @click.argument("source", metavar="FILE|STARTER")
 @with_overrides
 @with_module
+@click.option("--levels", type=click.IntRange(1, 1000), metavar="N",
+              help="Share of N levels of MACs and of latency.")  # fmt: skip
 @with_table
 @with_json
 def profile(
     source: str,
     overrides: tuple[str, ...],
     module: Path | None,
+    levels: int | None,
     table: Path | None,
     as_json: bool,
 ) -> None:
-    """Size, cheapest, median and dearest cost, and whether the limits can be met.
+    """Size, cheapest, median and dearest cost, and how many networks keep the limits.
 
     Latency is judged where the table knows the device; nothing is measured here.
     """
@@ -70,7 +73,7 @@ def profile(
     from pipeline.run.profile import profile_source, render
 
     run_source = _read(source, overrides, module)
-    found = profile_source(run_source, table_path(table))
+    found = profile_source(run_source, table_path(table), n_levels=levels or 0)
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from latency_tables.arch import Arch
 from latency_tables.estimate import Estimate
-from pipeline.report.figures import interval, latency, percent, quantity, significant
+from pipeline.report.figures import foretold, interval, latency, percent, quantity, significant
 from pipeline.report.model import DeviceReport, Evaluated, FrontRow, ReportData, TrainingPoint
 from pipeline.report.svg import Axis, Plot, Point
 
@@ -37,8 +37,8 @@ def accuracy_chart(report: ReportData, device: DeviceReport) -> Markup | None:
         xs.append(device.limit_ms)
     ys = [e.accuracy for e in shown] + [r.accuracy for r in front]
     plot = Plot(
-        Axis.around("latency in ms", xs, _number_tick, floor=0.0),
-        Axis.around("accuracy on the search split", ys, _percent_tick, floor=0.0),
+        Axis.around("latency in ms", xs, number_tick, floor=0.0),
+        Axis.around("accuracy on the search split", ys, percent_tick, floor=0.0),
         caption="Accuracy against latency",
         width=1060,
         height=400,
@@ -60,15 +60,15 @@ def accuracy_chart(report: ReportData, device: DeviceReport) -> Markup | None:
 def prediction_chart(front: Sequence[FrontRow], device: DeviceReport) -> Markup | None:
     """Predicted against measured latency of the front; on the diagonal both are equal."""
     name = device.name
-    rows = [r for r in front if name in r.predicted and name in r.measured]
+    rows = foretold(front, name)
     if not rows:
         return None
     both = [e for r in rows for e in (r.predicted[name], r.measured[name])]
     values = [v for e in both for v in (e.low_ms, e.high_ms)]
-    axis = Axis.around("predicted latency in ms", values, _number_tick, floor=0.0)
+    axis = Axis.around("predicted latency in ms", values, number_tick, floor=0.0)
     plot = Plot(
         axis,
-        Axis(title="measured latency in ms", low=axis.low, high=axis.high, label=_number_tick),
+        Axis(title="measured latency in ms", low=axis.low, high=axis.high, label=number_tick),
         caption="Predicted against measured latency",
     )
     plot.bar((axis.low, axis.low), (axis.high, axis.high), "diagonal")
@@ -95,7 +95,7 @@ def macs_chart(device: DeviceReport) -> Markup | None:
         Axis.around(
             "measured latency in ms",
             [v for p in points for v in (p.low_ms, p.high_ms)],
-            _number_tick,
+            number_tick,
             floor=0.0,
         ),
         caption="MACs against measured latency",
@@ -121,7 +121,7 @@ def training_chart(training: Sequence[TrainingPoint]) -> Markup | None:
     top = max(top, max(y for _, y in smooth))
     plot = Plot(
         Axis.around("step", [x for x, _ in points], _quantity_tick, floor=0.0),
-        Axis.around("training loss", [losses[0], top], _number_tick, floor=0.0),
+        Axis.around("training loss", [losses[0], top], number_tick, floor=0.0),
         caption="Training loss",
     )
     plot.line([(x, min(y, plot.y.high)) for x, y in points], "loss")
@@ -169,11 +169,13 @@ def _decimals(step: float) -> int:
     return max(0, -math.floor(math.log10(step) + 1e-9))
 
 
-def _number_tick(value: float, step: float) -> str:
+def number_tick(value: float, step: float) -> str:
+    """A tick with as many decimals as its step has."""
     return f"{value:.{_decimals(step)}f}"
 
 
-def _percent_tick(value: float, step: float) -> str:
+def percent_tick(value: float, step: float) -> str:
+    """A share as a percentage."""
     return f"{value * 100:.{_decimals(step * 100)}f} %"
 
 

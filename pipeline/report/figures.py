@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from latency_tables.estimate import Estimate
 from latency_tables.ranking import kendall_tau
-from pipeline.report.model import DeviceReport, FrontRow
+from pipeline.report.model import FrontRow
 
 # C0 and C1 controls (but tab and newline), bidirectional overrides, zero-width characters
 _INVISIBLE = re.compile(
@@ -127,19 +127,24 @@ def wilson(value: float, n_images: int) -> tuple[float, float]:
     return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
-def macs_tau(device: DeviceReport) -> float | None:
-    """Kendall's tau-b of MACs and latency over the table; None below three networks."""
-    if len(device.table) < 3:
-        return None
-    return kendall_tau([p.macs for p in device.table], [p.latency_ms for p in device.table])
+def sourced(estimate: Estimate | None) -> str:
+    """``"1.83 ms predicted"``: a latency never goes without where it comes from.
+
+    >>> sourced(Estimate(
+    ...     latency_ms=1.83, low_ms=1.8, high_ms=1.9, key="k", source="table", n=90
+    ... ))
+    '1.83 ms table'
+    """
+    return MISSING if estimate is None else f"{latency(estimate)} {estimate.source}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
     """Predicted against measured latency of the front on one device.
 
-    ``error`` is the median of the relative errors, ``inside`` how many measured latencies fell
-    into the predicted interval, ``tau`` Kendall's tau-b (None below three networks).
+    Latencies that the search took from the table or from the device itself are no predictions and
+    do not count. ``error`` is the median of the relative errors, ``inside`` how many measured
+    latencies fell into the predicted interval, ``tau`` Kendall's tau-b (None below three networks).
     """
 
     n: int
@@ -148,13 +153,20 @@ class Agreement:
     tau: float | None
 
 
-def agreement(front: Sequence[FrontRow], device: str) -> Agreement | None:
-    """How well the front's latencies were predicted; None where nothing was measured twice."""
-    pairs = [
-        (row.predicted[device], row.measured[device])
+def foretold(front: Sequence[FrontRow], device: str) -> list[FrontRow]:
+    """Points of the front whose latency on a device was predicted, then measured."""
+    return [
+        row
         for row in front
-        if device in row.predicted and device in row.measured
+        if device in row.measured
+        and device in row.predicted
+        and row.predicted[device].source == "predicted"
     ]
+
+
+def agreement(front: Sequence[FrontRow], device: str) -> Agreement | None:
+    """How well the front's latencies were predicted; None where none of them was."""
+    pairs = [(row.predicted[device], row.measured[device]) for row in foretold(front, device)]
     if not pairs:
         return None
     errors = sorted(abs(p.latency_ms - m.latency_ms) / m.latency_ms for p, m in pairs)

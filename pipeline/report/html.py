@@ -18,16 +18,20 @@ from markupsafe import Markup
 
 from latency_tables.estimate import Estimate
 from latency_tables.files import write_text
-from pipeline.report import charts, figures
+from pipeline.report import charts, figures, rank_charts
 from pipeline.report.drawing import cell_of, draw_cell
 from pipeline.report.figures import Agreement
 from pipeline.report.model import Block, DeviceReport, MeasuredRow, ReportData
+from pipeline.report.networks import network_rows
 
 N_COLOURS = 8
 """Colours for operators in style.css; further operators start again with the first."""
 
 OPEN_ROWS = 10
 """Measurements shown at once; the rest is folded away."""
+
+TIE_ROWS = 10
+"""Networks shown that are as good as the chosen one; stability.json holds all of them."""
 
 
 _UTC = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)(?:\.\d+)?(?:Z|\+00:00)")
@@ -42,7 +46,6 @@ class DeviceView:
     prediction: Markup | None
     macs: Markup | None
     agreement: Agreement | None
-    tau: float | None
     chosen: Estimate | None
     rows: tuple[MeasuredRow, ...]
     folded: tuple[MeasuredRow, ...]
@@ -92,10 +95,15 @@ def render_html(report: ReportData) -> str:
             report=report,
             views=views,
             winner=report.winner,
+            networks=network_rows(report),
             colours=colours,
             cell=draw_cell(cell_of(report.winner.arch), colours) if report.winner else None,
             heaviest=max((b.macs or 0.0 for b in blocks), default=0.0),
             training=charts.training_chart(report.training),
+            against=rank_charts.against_chart(report.order.against),
+            followed=rank_charts.followed_chart(report.order.followed),
+            ordered=rank_charts.order_chart(report.order.followed),
+            tie_rows=TIE_ROWS,
             n_feasible=sum(e.feasible for e in report.evaluations),
             thinned=len(report.evaluations) > charts.MAX_DOTS,
             longest=max((s.seconds for s in report.stages), default=0.0),
@@ -113,7 +121,6 @@ def _view(report: ReportData, device: DeviceReport) -> DeviceView:
         prediction=charts.prediction_chart(report.front, device),
         macs=charts.macs_chart(device),
         agreement=figures.agreement(report.front, device.name),
-        tau=figures.macs_tau(device),
         chosen=report.winner.latency.get(device.name) if report.winner else None,
         rows=tuple(rows[:OPEN_ROWS]),
         folded=tuple(rows[OPEN_ROWS:]),
@@ -150,7 +157,7 @@ def _environment() -> Environment:
         finalize=_finalize,
     )
     for function in (
-        figures.latency, figures.interval, figures.percent, figures.quantity,
+        figures.latency, figures.sourced, figures.interval, figures.percent, figures.quantity,
         figures.power_of_ten, figures.duration, figures.significant, figures.wilson,
     ):  # fmt: skip
         environment.filters[function.__name__] = function

@@ -14,8 +14,10 @@ from typing import Any, Literal
 
 from latency_tables.arch import Arch
 from latency_tables.estimate import Estimate
+from latency_tables.macs_rank import MacsRank
 from latency_tables.pooling import pool
 from latency_tables.records import Measurement, Verdict
+from pipeline.report.rank_evidence import RankEvidence
 
 StageStatus = Literal["done", "skipped", "failed", "pending"]
 
@@ -68,7 +70,8 @@ class MeasuredRow:
 class DeviceReport:
     """One device: who it is, its limit, its table, and what was measured on it.
 
-    ``limit_source`` says where the latency limit comes from ("40 % quantile of the table").
+    ``limit_source`` says where the latency limit comes from ("40 % quantile of the table"),
+    ``macs_rank`` how well MACs order the networks of the table as the device does.
     """
 
     name: str
@@ -80,6 +83,7 @@ class DeviceReport:
     limit_ms: float | None = None
     limit_source: str = ""
     table: tuple[TablePoint, ...] = ()
+    macs_rank: MacsRank | None = None
     measured: tuple[MeasuredRow, ...] = ()
 
 
@@ -160,6 +164,29 @@ class Winner:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OwnNetwork:
+    """The network of one device alone, chosen under that device's own limits.
+
+    ``folder`` is where its files lie inside the run's; ``limits`` hold what it needs of each.
+    ``shared`` says that it is the network for all devices, too. Where the search found none,
+    ``reason`` says why and the rest is empty.
+    """
+
+    device: str
+    folder: str
+    limits: tuple[LimitRow, ...] = ()
+    arch: Arch | None = None
+    search_accuracy: float | None = None
+    test_accuracy: float | None = None
+    n_test_images: int = 0
+    latency: Estimate | None = None
+    macs: float | None = None
+    size_bytes: int | None = None
+    shared: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Retrained:
     """A network of the front that was trained alone; accuracies (0 ... 1) on the test images."""
 
@@ -196,6 +223,8 @@ class ReportData:
 
     ``data`` are the rows of the data summary (images per split, classes, …) in the order shown,
     ``hashes`` the content hashes by artefact, ``failure`` the message of a stage that failed.
+    ``own`` are the networks of single devices beside ``winner``, the one for all; ``no_common``
+    says why there is none for all.
 
     >>> ReportData(run_name="first", created_utc="2026-11-22T12:00:00Z").to_dict()["run_name"]
     'first'
@@ -213,7 +242,10 @@ class ReportData:
     limits: tuple[LimitRow, ...] = ()
     devices: tuple[DeviceReport, ...] = ()
     winner: Winner | None = None
+    own: tuple[OwnNetwork, ...] = ()
+    no_common: str = ""
     retrained: tuple[Retrained, ...] = ()
+    order: RankEvidence = field(default_factory=RankEvidence)
     stages: tuple[StageTime, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     hashes: Mapping[str, str] = field(default_factory=dict)

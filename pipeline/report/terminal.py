@@ -16,6 +16,7 @@ from rich.text import Text
 from latency_tables.records import Verdict
 from pipeline.report import figures
 from pipeline.report.model import DeviceReport, ReportData, Winner
+from pipeline.report.networks import network_rows
 
 FRONT_ROWS = 12
 """Rows of the front that are printed; the HTML report holds all of them."""
@@ -24,8 +25,13 @@ FRONT_ROWS = 12
 def print_report(report: ReportData, console: Console) -> None:
     """Print the summary; parts that the run does not have yet are left out."""
     console.print(_headline(report))
+    if report.own:
+        console.print(_network_table(report))
     if report.front:
         console.print(_front_table(report))
+    for found in report.order.stability:
+        whose = f"{found.name}: " if found.name else ""
+        console.print(_text(whose + found.words, "yellow" if found.significant is False else ""))
     for device in report.devices:
         console.print(_device_lines(report, device))
     if report.stages:
@@ -41,12 +47,12 @@ def _headline(report: ReportData) -> Panel:
         words = Text.assemble(("This run did not finish. ", "bold red"), _text(report.failure))
         return Panel(words, title=title, title_align="left", border_style="red")
     if report.winner is None:
-        return Panel(
-            Text("No network has been chosen yet."),
-            title=title,
-            title_align="left",
-            border_style="yellow",
-        )
+        words = Text("No network has been chosen yet.")
+        if report.no_common:
+            words = Text.assemble(
+                ("There is no network for all devices. ", "bold"), _text(report.no_common)
+            )
+        return Panel(words, title=title, title_align="left", border_style="yellow")
     broken = any(row.kept is False for row in report.limits) or any(
         device.limit_ms is not None
         and device.name in report.winner.latency
@@ -103,12 +109,36 @@ def _winner_table(report: ReportData, winner: Winner) -> RenderableType:
     return Group(table, path)
 
 
+def _network_table(report: ReportData) -> Table:
+    """Each device's own network and the one for all, with latencies where they were measured."""
+    table = Table(title="Networks", title_justify="left", title_style="bold", expand=False)
+    table.add_column("for")
+    table.add_column("test accuracy", justify="right")
+    for device in report.devices:
+        table.add_column(Text("on ") + _text(device.name), justify="right")
+    table.add_column("MACs", justify="right")
+    table.add_column("limits")
+    table.add_column("in")
+    for row in network_rows(report):
+        limits = {True: Text("kept", "green"), False: Text("broken", "bold red"), None: Text("–")}
+        table.add_row(
+            _text(row.name, "bold"),
+            figures.percent(row.test_accuracy),
+            *(figures.sourced(row.latency.get(device.name)) for device in report.devices),
+            figures.quantity(row.macs),
+            _text(row.note, "dim") if row.note and row.test_accuracy is None else limits[row.kept],
+            _text(row.folder),
+        )
+    return table
+
+
 def _front_table(report: ReportData) -> Table:
-    table = Table(title="Front", title_justify="left", title_style="bold", expand=False)
+    title = "Front of the network for all devices" if report.own else "Front"
+    table = Table(title=title, title_justify="left", title_style="bold", expand=False)
     table.add_column("accuracy", justify="right")
     for device in report.devices:
         suffix = f" on {figures.visible(device.name)}" if len(report.devices) > 1 else ""
-        table.add_column(Text(f"predicted{suffix}"), justify="right")
+        table.add_column(Text(f"searched with{suffix}"), justify="right")
         table.add_column(Text(f"measured{suffix}"), justify="right")
         table.add_column(Text("90 %, ms"), justify="right", style="dim")
     table.add_column("verdicts")
@@ -119,7 +149,7 @@ def _front_table(report: ReportData) -> Table:
         cells: list[Text] = [Text(figures.percent(row.accuracy))]
         for device in report.devices:
             measured = row.measured.get(device.name)
-            cells.append(Text(figures.latency(row.predicted.get(device.name))))
+            cells.append(Text(figures.sourced(row.predicted.get(device.name))))
             cells.append(Text(figures.latency(measured)))
             cells.append(Text(figures.interval(measured)))
         verdicts = _verdicts(row.verdicts) if row.verdicts or row.measured else Text("–")
@@ -134,9 +164,9 @@ def _device_lines(report: ReportData, device: DeviceReport) -> Text:
     words.append(": ").append_text(_text(device.runtime or "runtime not known"))
     failed = sum(row.latency is None for row in device.measured)
     words.append(f", {len(device.measured)} measurements, {failed} failed")
-    tau = figures.macs_tau(device)
-    if tau is not None:
-        words.append(f"; Kendall tau of MACs and latency {tau:.2f}")
+    rank = device.macs_rank
+    if rank is not None:
+        words.append(f"; Kendall tau of MACs and latency {rank}, {rank.n} networks")
     found = figures.agreement(report.front, device.name)
     if found is not None:
         words.append(

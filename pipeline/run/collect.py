@@ -10,6 +10,7 @@ from latency_tables.arch import Arch, Decision
 from latency_tables.cost_table import CostTable
 from latency_tables.estimate import Estimate
 from latency_tables.interchange import read_measurements
+from latency_tables.macs_rank import MacsRank, macs_rank
 from latency_tables.pooling import pool
 from latency_tables.records import Measurement, Verdict
 from pipeline.export.manifest import Manifest, load_manifest
@@ -30,9 +31,12 @@ from pipeline.report.model import (
     Winner,
     measured_row,
 )
+from pipeline.run.collect_own import own_networks, rows_of_limits
+from pipeline.run.collect_rank import rank_evidence
 from pipeline.run.folder import RunFolder
 from pipeline.search.journal import read_journal
 from pipeline.search.limits import METRIC_UNITS
+from pipeline.search.targets import BOARDS
 
 
 class _Files:
@@ -82,7 +86,10 @@ def collect(folder: RunFolder, *, run_name: str, created_utc: str, strategy: str
         limits=_limits(files),
         devices=_devices(files),
         winner=_winner(files),
+        own=own_networks(folder, files.latency, files.front),
+        no_common=str((files.front or {}).get("reason", "")),
         retrained=_retrained(folder),
+        order=rank_evidence(folder, hashes),
         stages=tuple(
             StageTime(name=name, seconds=stamp.seconds, status="done" if stamp.done else "pending")
             for name, stamp in stamps.items()
@@ -144,6 +151,7 @@ def _evaluations(folder: RunFolder) -> tuple[Evaluated, ...]:
             zip(journal.generations, journal.scores, strict=True)
         )
         for candidate, score in zip(candidates, scores, strict=False)
+        if score.complete
     )
 
 
@@ -176,10 +184,7 @@ def _front(files: _Files) -> tuple[FrontRow, ...]:
 
 def _limits(files: _Files) -> tuple[LimitRow, ...]:
     if files.manifest is not None:
-        return tuple(
-            LimitRow(name=x.name, unit=x.unit, limit=x.limit, value=x.value, device=x.device)
-            for x in files.manifest.limits
-        )
+        return rows_of_limits(files.manifest)
     if files.latency is None:
         return ()
     return tuple(
@@ -209,6 +214,7 @@ def _devices(files: _Files) -> tuple[DeviceReport, ...]:
                 limit_ms=None if limit is None else limit["bound"],
                 limit_source="" if limit is None else limit["text"],
                 table=_table_points(files, name),
+                macs_rank=_macs_rank(files, name, about),
                 measured=_measured_rows(files, name),
             )
         )
@@ -229,6 +235,15 @@ def _table_points(files: _Files, device: str) -> tuple[TablePoint, ...]:
                 )
             )
     return tuple(points)
+
+
+def _macs_rank(files: _Files, device: str, about: dict[str, Any]) -> MacsRank | None:
+    """What the table's stage found; worked out now for a folder of an earlier version."""
+    if "macs_rank" in about:
+        return None if about["macs_rank"] is None else MacsRank.from_dict(about["macs_rank"])
+    if files.costs is None:
+        return None
+    return macs_rank(files.costs, [m for m in files.table if m.device_name == device])
 
 
 def _measured_rows(files: _Files, device: str) -> tuple[MeasuredRow, ...]:
@@ -301,7 +316,7 @@ def _winner(files: _Files) -> Winner | None:
 
 def _commands(folder: RunFolder, files: _Files) -> tuple[Command, ...]:
     if files.manifest is None:
-        return (Command(text="hilnas run FOLDER", why="go on with this run"),)
+        return (Command(text="hilnas run FOLDER", why="go on with this run"), *_own_checks(folder))
     boards = [f" --device {device.name}" for device in files.manifest.devices]
     on = next((board for board in boards if board != " --device local"), "")
     return (
@@ -314,4 +329,17 @@ def _commands(folder: RunFolder, files: _Files) -> tuple[Command, ...]:
             why="measure it with the strict profile",
         ),
         Command(text="hilnas tables show", why="see what has been measured so far"),
+        *_own_checks(folder),
     )
+
+
+def _own_checks(folder: RunFolder) -> list[Command]:
+    """How to check networks of single devices."""
+    found = sorted(folder.path.glob(f"{BOARDS}/*/manifest.json"))
+    return [
+        Command(
+            text=f"hilnas check FOLDER/{BOARDS}/{path.parent.name} --device {path.parent.name}",
+            why=f"check the network of {path.parent.name} alone on its device",
+        )
+        for path in found
+    ]

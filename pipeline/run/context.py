@@ -28,6 +28,7 @@ from pipeline.training.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from pipeline.run.devices import RunDevice
+    from pipeline.search.targets import Target
     from pipeline.spaces.base import Space, Supernet
 
 EVAL_BATCH = {"cpu": 128, "cuda": 512}
@@ -121,6 +122,21 @@ class RunContext:
         Precision(channels_last=True).place(supernet, self.torch_device)
         return supernet
 
+    def searched_supernet(self, target: Target | None = None) -> Supernet:
+        """The weights of the network that the search found for a target, by default for all
+        devices: the trained supernet, or the one that the search shifted.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        if self.config.search.shifting is None:
+            return self.supernet
+        from pipeline.run.shifting import searched_weights
+
+        supernet = load_supernet(self.space, searched_weights(self, target))
+        Precision(channels_last=True).place(supernet, self.torch_device)
+        return supernet
+
     @cached_property
     def store(self) -> TableStore:
         """The live latency table."""
@@ -177,12 +193,19 @@ class RunContext:
         return self._at_size[size]
 
     def eval_batches(
-        self, split: str, dataset: ImageDataset | None = None, *, n_images: int | None = None
+        self,
+        split: str,
+        dataset: ImageDataset | None = None,
+        *,
+        n_images: int | None = None,
+        parts: int = 1,
     ) -> EvalBatches:
         """Fixed batches of a held-out split, or of its first images; ``test`` is for the export
-        stage only."""
+        stage only. ``parts``: see :func:`eval_batches`."""
         indices = self.splits.test() if split == "test" else self.splits.indices(split)
-        return eval_batches(dataset or self.dataset, indices[:n_images], self.torch_device)
+        return eval_batches(
+            dataset or self.dataset, indices[:n_images], self.torch_device, parts=parts
+        )
 
     def close(self) -> None:
         """Let go of the table and of the devices."""
@@ -192,13 +215,15 @@ class RunContext:
             self.store.close()
 
 
-def eval_batches(dataset: ImageDataset, indices: Indices, device: torch.device) -> EvalBatches:
-    """Batches of nearly equal size in a fixed order.
+def eval_batches(
+    dataset: ImageDataset, indices: Indices, device: torch.device, *, parts: int = 1
+) -> EvalBatches:
+    """Batches of nearly equal size in a fixed order; their number is a multiple of ``parts``.
 
     Equal sizes matter to calibration, which averages over batches; channels_last is faster for
     convolutions on CPUs and GPUs alike.
     """
-    n_batches = -(-len(indices) // EVAL_BATCH[device.type])
+    n_batches = -(-len(indices) // (parts * EVAL_BATCH[device.type])) * parts
     return EvalBatches(
         dataset,
         indices,

@@ -112,12 +112,21 @@ class RunDevice:
     def measure(
         self, archs: Sequence[Arch], on_progress: Callable[[Progress], None] | None = None
     ) -> list[Measurement]:
-        """Measure now; one record per architecture, all kept in the live table."""
+        """Measure now; one record per architecture, all kept in the live table.
+
+        Architectures that are the same network share a record: a session keeps one per network.
+        """
+        nets = [net_id(self.space, arch) for arch in archs]
+        asked: dict[str, Arch] = {}
+        for net, arch in zip(nets, archs, strict=True):
+            asked.setdefault(net, arch)
         self.measurer.on_progress = on_progress
         try:
-            return self.live_oracle().measure(archs)
+            records = self.live_oracle().measure(list(asked.values()))
         finally:
             self.measurer.on_progress = None
+        found = dict(zip(asked, records, strict=True))
+        return [found[net] for net in nets]
 
     def measure_settled(
         self,

@@ -133,6 +133,8 @@ class RunFolder:
         aside: list[str] = []
         if stamp is None or stamp.fingerprint != fingerprint:
             aside += outputs
+            # also what other settings wrote and these do not, such as files of another device
+            aside += [name for name in (stamp.outputs if stamp else ()) if name not in outputs]
         if stamp is None or stamp.lineage != lineage:
             aside += working
         self._put_aside(stage, aside)
@@ -166,13 +168,15 @@ class RunFolder:
         return stamp.outputs
 
     def _put_aside(self, stage: str, files: Sequence[str]) -> None:
-        present = [self.file(name) for name in files if self.file(name).exists()]
+        present = [name for name in files if self.file(name).exists()]
         if not present:
             return
         aside = self.file("superseded") / f"{stage}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
-        aside.mkdir(parents=True)
-        for path in present:
-            path.rename(aside / path.name)
+        shared = os.path.commonpath([os.path.dirname(name) for name in files])
+        for name in present:  # two devices have files of one name, in folders of their own
+            to = aside / os.path.relpath(name, shared or ".")
+            to.parent.mkdir(parents=True, exist_ok=True)
+            self.file(name).rename(to)
 
     def _write(self, stamps: dict[str, Stamp], stage: str, stamp: Stamp) -> None:
         stamps[stage] = stamp

@@ -57,8 +57,28 @@ class Job:
         ranks: Ranks | None = None,
     ) -> Job:
         """Read and check the settings, every name in them too; nothing is written yet."""
+        return cls.of(
+            read_source(source, overrides),
+            out=out,
+            table_path=table_path,
+            inventory=inventory,
+            reporter=reporter,
+            ranks=ranks,
+        )
+
+    @classmethod
+    def of(
+        cls,
+        found: RunSource,
+        *,
+        out: Path | None = None,
+        table_path: Path,
+        inventory: Inventory,
+        reporter: Reporter,
+        ranks: Ranks | None = None,
+    ) -> Job:
+        """Check every name in settings that were read; nothing is written yet."""
         package_root()
-        found = read_source(source, overrides)
         if not require_own_model(found):
             require_space(found.config.space.name)
         require_strategy(found.config.train.strategy)
@@ -76,7 +96,7 @@ class Job:
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes and prints; other ranks only take part in training."""
+        """Whether this process writes and prints; other ranks help it to train and to score."""
         return self.ranks is None or self.ranks.leads
 
     def run(self, *, until: str | None = None, profile: bool = False) -> None:
@@ -86,21 +106,35 @@ class Job:
         checkpoints, so that the same call goes on from there. With ``profile`` training and search
         say where their time went.
         """
+        from pipeline.run import transfer
+        from pipeline.run.scoring import require_scoring
         from pipeline.run.stage import follow_stages
-        from pipeline.run.stages import STAGES
+        from pipeline.run.stages import stages_of
         from pipeline.run.stages.train import refuse_early
         from pipeline.training.ranks import ALONE
         from pipeline.training.threads import torch_threads
 
+        stages = stages_of(self.source.config)
         if not self.leads:
             threads = torch_threads(self.source.config.train.threads)
             with self.context() as context, context.ranks.together(), threads:
-                follow_stages(STAGES, context)
+                follow_stages(stages, context)
             return
         with (self.ranks or ALONE).together(), self.working() as context:
             context.profile = profile
             refuse_early(context)
-            run_stages(STAGES, context, until=until)
+            require_scoring(context)
+            transfer.refuse_early(context)
+            run_stages(stages, context, until=until)
+            self._lock_boards()
+
+    def require_winners(self) -> None:
+        """Raise LimitError where the search of one of several devices, or of all, found nothing."""
+        from pipeline.run.targets import folder_targets, require_winners
+
+        if self.leads:
+            targets = folder_targets(self.folder, self.source.config)
+            require_winners(self.folder, targets)
 
     def write_report(self) -> None:
         """Write ``report.html`` from what the folder holds."""
@@ -167,8 +201,20 @@ class Job:
             with self.context() as context:
                 yield context
 
+    def _lock_boards(self) -> None:
+        """Put the settings beside each board's own network, so that 'hilnas check' finds images."""
+        from pipeline.run.targets import folder_targets
+
+        for target in folder_targets(self.folder, self.source.config):
+            beside = self.folder.file(target.file("manifest.json"))
+            if target.device is not None and beside.exists():
+                write_lock(beside.parent, self.source)
+
     def _require_results(self) -> None:
-        if not self.folder.file("manifest.json").exists():
+        from pipeline.run.targets import folder_targets
+
+        targets = folder_targets(self.folder, self.source.config)
+        if not any(self.folder.file(t.file("manifest.json")).exists() for t in targets):
             raise RunError(
                 f"{self.folder.path} holds no exported network yet",
                 hint=f"hilnas run {self.folder.path}",

@@ -21,9 +21,10 @@ from latency_tables.errors import RunError
 from pipeline.randomness import numpy_generator
 from pipeline.run.context import RunContext
 from pipeline.run.profile import profile_space
+from pipeline.run.scoring import make_scorer, time_share
+from pipeline.run.search_plan import plan_search
 from pipeline.run.stage import Stage
-from pipeline.run.stages import STAGES
-from pipeline.run.stages.search import make_scorer
+from pipeline.run.stages import stages_of
 from pipeline.run.stages.train import fresh_supernet
 from pipeline.run.table_plan import Planner
 from pipeline.run.table_records import n_missing
@@ -60,22 +61,23 @@ def make_plan(context: RunContext) -> Plan:
     profile = profile_space(context.space, [d.limits for d in context.config.device])
     step_seconds, score_seconds = probe_seconds(context)
     stream = context.train_stream()
+    transfer = context.config.transfer
     steps = context.config.train.total_steps(stream.batches_per_epoch)
+    steps = steps if transfer is None else transfer.head_steps
     stream.close()
-    samples, remeasure = context.config.latency.samples, context.config.latency.remeasure
-    candidates = context.config.search.n_candidates
+    samples = context.config.latency.samples
     archs = Planner(context).first(samples)
     tables = [
         planned_time(d, partial(n_missing, d, archs), otherwise=len(archs)) for d in context.devices
     ]
-    config = context.config.search
-    while_searching = {"front": 0, "refine": config.refine_budget, "all": candidates}
-    n_measured = while_searching[config.measure] + remeasure
+    search = plan_search(context.config)
     measuring = sum(
-        planned_time(d, lambda: n_measured, otherwise=n_measured).seconds for d in context.devices
+        planned_time(d, lambda: search.n_measured, otherwise=search.n_measured).seconds
+        for d in context.devices
     )
     sizes = ", ".join(f"{name} {size}" for name, size in context.splits.sizes.items())
     macs = profile["costs"]["macs"]
+    of_each = f" of {search.n_targets} networks" if search.n_targets > 1 else ""
     planned = {
         "data": (f"{context.dataset.n_images} images: {sizes}", 0.0),
         "profile": (
@@ -84,18 +86,20 @@ def make_plan(context: RunContext) -> Plan:
         ),
         "table": ("; ".join(map(str, tables)), sum(t.seconds for t in tables)),
         "train": (
-            f"{steps} steps of {context.config.train.batch_size} images", steps * step_seconds,
+            f"{steps} steps of {context.config.train.batch_size} images{_taken(context)}",
+            steps * step_seconds,
         ),
         "search": (
-            f"{candidates} candidates, at most {n_measured} measured on each device",
-            candidates * score_seconds + measuring,
+            str(search), search.n_scored * score_seconds + measuring,
         ),
-        "export": ("ONNX, parity, manifest", EXPORT_SECONDS),
-        "check": ("hash, golden outputs, test accuracy", 1.0),
+        "export": (
+            f"ONNX, parity, manifest{of_each}", search.n_targets * EXPORT_SECONDS,
+        ),
+        "check": (f"hash, golden outputs, test accuracy{of_each}", search.n_targets * 1.0),
         "report": ("report.html", 1.0),
     }  # fmt: skip
     stages = []
-    for stage in STAGES:
+    for stage in stages_of(context.config):
         done = _is_done(context, stage)
         what, seconds = planned[stage.name]
         stages.append(
@@ -104,6 +108,11 @@ def make_plan(context: RunContext) -> Plan:
             )
         )
     return Plan(folder=str(context.folder.path), stages=tuple(stages))
+
+
+def _taken(context: RunContext) -> str:
+    transfer = context.config.transfer
+    return "" if transfer is None else f", on the supernet of {transfer.source}"
 
 
 def probe_seconds(context: RunContext) -> tuple[float, float]:
@@ -125,7 +134,7 @@ def probe_seconds(context: RunContext) -> tuple[float, float]:
         began = time.perf_counter()
         scorer.score(context.space.sample(rng))
         scored.append(time.perf_counter() - began)
-    return min(spent[1:]), min(scored)
+    return min(spent[1:]), min(scored) * time_share(context, scorer)
 
 
 def render(plan: Plan, console: Console) -> None:

@@ -49,13 +49,19 @@ def find_priors(
 
 
 def _others(context: RunContext, device: RunDevice) -> list[TableSummary]:
-    """Other tables of the run's space, the largest first."""
-    own = device.deployment.device_fp, device.deployment.setting
+    """Other tables of the run's space, the largest first.
+
+    Networks of the space that a supernet was taken over from differ in their classifier alone.
+    """
+    spaces = {context.space.space_id}
+    if context.config.transfer is not None and context.config.transfer.space_id is not None:
+        spaces.add(context.config.transfer.space_id)
+    own = (context.space.space_id, device.deployment.device_fp, device.deployment.setting)
     others = [
         s
         for s in context.store.summaries()
-        if s.space_id == context.space.space_id
-        and (s.device_fp, s.setting) != own
+        if s.space_id in spaces
+        and (s.space_id, s.device_fp, s.setting) != own
         and s.n_networks >= LEAST
     ]
     return sorted(others, key=lambda s: (-s.n_networks, s.device_fp, s.setting))

@@ -79,6 +79,11 @@ def choose_arch(folder: RunFolder, given: str | None) -> tuple[Arch, str, dict[s
     front = json.loads(path.read_text())
     points: Sequence[dict[str, Any]] = front["points"]
     if given is None:
+        if front["winner"] is None:
+            raise RunError(
+                f"{path} names no network: {front.get('reason', 'the search found none')}",
+                hint=f"--arch {folder.path}/boards/NAME/manifest.json, the network of one device",
+            )
         point = points[front["winner"]]
         return Arch.from_dict(point["arch"]), "the winner", point
     if given.isdigit():

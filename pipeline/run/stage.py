@@ -22,8 +22,10 @@ class Stage:
 
     ``settings`` gives the part of the run file that the stage depends on, ``needs`` the stages
     whose outputs it reads. ``outputs`` are hashed into the stamp; ``working`` are further files
-    it leaves (journals, checkpoints). ``lineage`` gives the settings that those depend on, where
-    that is less than all: a search that is given more generations goes on with its journal.
+    it leaves (journals, checkpoints). ``further_outputs`` and ``further_working`` name those that
+    depend on the run, such as one per device. ``lineage`` gives the settings that working files
+    depend on, where that is less than all: a search that is given more generations goes on with
+    its journal.
     ``version`` is raised when the code changes what the same settings give. A stage with
     ``on_all_ranks`` takes the processes that torchrun has started; the others are rank 0's alone.
     """
@@ -38,6 +40,18 @@ class Stage:
     lineage: Callable[[RunContext], Any] | None = None
     version: int = 1
     on_all_ranks: bool = False
+    further_outputs: Callable[[RunContext], Sequence[str]] | None = None
+    further_working: Callable[[RunContext], Sequence[str]] | None = None
+
+    def outputs_in(self, context: RunContext) -> tuple[str, ...]:
+        """Every file of a run that the stamp vouches for."""
+        further = self.further_outputs(context) if self.further_outputs else ()
+        return (*self.outputs, *further)
+
+    def working_in(self, context: RunContext) -> tuple[str, ...]:
+        """Journals and checkpoints that the stage leaves in a run."""
+        further = self.further_working(context) if self.further_working else ()
+        return (*self.working, *further)
 
     def fingerprint(self, context: RunContext) -> str:
         """Hash of everything that decides what this stage writes."""
@@ -75,8 +89,8 @@ def run_stages(stages: Sequence[Stage], context: RunContext, *, until: str | Non
                 stage.name,
                 fingerprint,
                 lineage=stage.working_fingerprint(context),
-                outputs=stage.outputs,
-                working=stage.working,
+                outputs=stage.outputs_in(context),
+                working=stage.working_in(context),
             )
             context.reporter.say(f"[cyan]▸[/cyan] {stage.name:<8} {stage.title}")
             began = time.monotonic()
@@ -84,7 +98,8 @@ def run_stages(stages: Sequence[Stage], context: RunContext, *, until: str | Non
                 context.ranks.say(stage.name)
             stage.run(context)
             seconds = time.monotonic() - began
-            context.folder.finish(stage.name, fingerprint, stage.outputs, seconds=seconds)
+            written = stage.outputs_in(context)
+            context.folder.finish(stage.name, fingerprint, written, seconds=seconds)
             context.reporter.say(f"[green]✓[/green] {stage.name:<8} {seconds:.1f} s")
         if stage.name == until or not any(s.on_all_ranks for s in stages[position + 1 :]):
             context.ranks.say(DISMISSED)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 from rich.console import Console
 
+from latency_tables.macs_rank import MacsRank
+from pipeline.report.model import OwnNetwork
 from pipeline.run.collect import collect
 from pipeline.run.folder import RunFolder
 
@@ -21,6 +24,9 @@ def print_summary(folder: RunFolder, *, as_json: bool) -> None:
             "stages": {name: stamp.done for name, stamp in folder.stamps().items()},
             "manifest": json.loads(manifest.read_text()) if manifest.exists() else None,
         }
+        if report.own:
+            found["boards"] = {own.device: _board(folder, own) for own in report.own}
+            found["no_common"] = report.no_common or None
         print(json.dumps(found, indent=2))
         return
     from pipeline.report.terminal import print_report
@@ -32,6 +38,16 @@ def print_summary(folder: RunFolder, *, as_json: bool) -> None:
     print_report(replace(report, commands=commands), Console())
     if folder.file("report.html").exists():
         print(f"report: {folder.file('report.html')}")
+
+
+def _board(folder: RunFolder, own: OwnNetwork) -> dict[str, Any]:
+    """Where a device's own network lies and what its manifest says, or why there is none."""
+    manifest = folder.file(f"{own.folder}/manifest.json")
+    return {
+        "folder": own.folder,
+        "manifest": json.loads(manifest.read_text()) if manifest.exists() else None,
+        "reason": own.reason or None,
+    }
 
 
 def print_tables(folder: RunFolder, *, as_json: bool) -> None:
@@ -48,6 +64,8 @@ def print_tables(folder: RunFolder, *, as_json: bool) -> None:
             f"{found['within_10']:.0%} within 10 %, MAPE {found['loo_mape']:.1%}, "
             f"Kendall tau {found['kendall_tau']:.2f}"
         )
+        if (rank := about.get("macs_rank")) is not None:
+            print(f"{name}: tau of MACs and latency {MacsRank.from_dict(rank)}")
     for limit in latency["limits"]:
         on = f" on {limit['device']}" if limit["device"] else ""
         print(f"limit {limit['metric']} <= {limit['bound']:.6g}{on} {limit['text']}".rstrip())

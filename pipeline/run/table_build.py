@@ -17,7 +17,7 @@ from latency_tables.errors import TableError
 from pipeline.run.context import RunContext
 from pipeline.run.priors import find_priors
 from pipeline.run.stage import run_stages
-from pipeline.run.stages import STAGES
+from pipeline.run.stages import stages_of
 from pipeline.run.stages.table import TABLE, fit_model
 from pipeline.run.table_plan import Planner, close_order, open_order, order_more
 from pipeline.run.table_records import chosen_records, known_networks, measure_missing, n_missing
@@ -45,7 +45,7 @@ def build_table(job: Job, extension: Extension) -> None:
         job.run(until="table")
         return
     with job.working() as context:
-        run_stages(STAGES, context, until="profile")
+        run_stages(stages_of(context.config), context, until="profile")
         missed = _extend(context, extension)
         _freeze(context)
         close_order(context)

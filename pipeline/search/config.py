@@ -7,13 +7,30 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from pipeline.search.shifting_config import ShiftingChoice
 from pipeline.supernet.policies import BNPolicy
 
+Probability = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Method = Literal["evolution", "random"]
+Method = Literal["evolution", "nsga2", "random"]
 Measured = Literal["front", "refine", "all"]
+ScorePrecision = Literal["fp32", "auto", "bf16"]
+Targets = Literal["each", "common"]
 
 _PLANNED_LENGTH = ("generations", "evaluations")
+_OFF_BY_DEFAULT = (
+    "measure_budget",
+    "remeasure_every",
+    "mutation_probabilities",
+    "objectives",
+    "assisted",
+    "shifting",
+    "images",
+    "halving",
+)
+
+OBJECTIVES = ("error", "latency", "macs", "params", "size_bytes", "peak_memory_bytes")
+"""What "nsga2" may minimise; "latency:NAME" is that of one device."""
 
 _QUANTILE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
 
@@ -35,17 +52,28 @@ class SearchConfig(_Section):
 
     method: Method = "evolution"
     population: int = Field(default=50, ge=1, le=1_000_000)
-    """Candidates per generation; results are told to the searcher a whole generation at a time."""
+    """Candidates per generation; results are told to the searcher a whole generation at a time. Of
+    "nsga2" also the number of survivors."""
     generations: int = Field(default=20, ge=0, le=1_000_000)
     """Generations after the first, random one."""
     parents: int = Field(default=10, ge=1)
-    """How many of the best candidates so far have children."""
+    """How many of the best candidates so far have children in "evolution"."""
     crossover: int = Field(default=25, ge=0)
-    """Children per generation that mix two parents."""
+    """Children per generation that mix two parents in "evolution"."""
     mutation: int = Field(default=25, ge=0)
-    """Children per generation that vary one parent; random ones fill up the population."""
+    """Children per generation that vary one parent in "evolution"; random ones fill up the
+    population."""
     mutation_probability: float = Field(default=0.1, gt=0, le=1)
-    """Chance of every gene to be drawn anew."""
+    """Chance of every gene to be drawn anew; of "nsga2" at least 1 / genes."""
+    mutation_probabilities: dict[str, Probability] | None = None
+    """Chances of single decisions in "evolution", by label or pattern (``stage*_depth``); the first
+    that fits counts. AutoFormer's are 0.2 in general, 0.4 of ``depth`` and ``embed_dim``."""
+    objectives: tuple[str, ...] | None = None
+    """What "nsga2" minimises: "error", "latency" (on every device) or "latency:NAME", "macs",
+    "params", "size_bytes", "peak_memory_bytes". Error and latency (MACs without a device) where not
+    given."""
+    assisted: bool = False
+    """Whether a predictor of accuracy chooses whom to score among many more children."""
     max_tries: int = Field(default=10, ge=1, le=1_000_000)
     """Draws allowed per wanted candidate before the next way of proposing is taken."""
     evaluations: int = Field(default=100, ge=1, le=10_000_000)
@@ -56,16 +84,37 @@ class SearchConfig(_Section):
     supernet's running ones, for comparisons only."""
     bn_images: int | None = Field(default=None, ge=1)
     """Calibration images of "recalibrate"; all there are (at most 4,096) where not given."""
+    images: int | None = Field(default=None, ge=1)
+    """Images that score a candidate: the same ones for all, every class equally often. All of the
+    split search-validation where not given, or where there are fewer."""
+    halving: int | None = Field(default=None, ge=2, le=10)
+    """Rungs of successive halving: of each generation the better half sees twice as many images,
+    and only those that reach the last rung all of them. Everyone sees all where not given."""
+    precision: ScorePrecision = "fp32"
+    """Number format in which candidates are scored. "auto": bf16 where that is faster and changes
+    no accuracy by much, as measured on a few subnets once per search."""
     measure: Measured = "front"
     """What is measured live besides the front, which always is. "front": nothing, the search works
     with the table's predictions. "refine": after each generation the candidates whose measurement
     decides most; the latency model learns from them. "all": every candidate."""
     refine_budget: int = Field(default=40, ge=1, le=1_000_000)
     """Networks that "refine" may measure on each device, in the whole search."""
+    measure_budget: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Networks that "all" may measure on each device; then the latency model answers, which learns
+    from what was measured. No limit where not given."""
+    remeasure_every: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Generations after which the best of the front so far are measured live, again if need be;
+    never where not given."""
+    targets: Targets = "each"
+    """What runs with several devices look for. "each": a network for each device under its own
+    limits, and one that keeps the limits of all. "common": only the latter."""
+    shifting: ShiftingChoice = None
+    """Whether the supernet learns the candidates while it is searched, and how; true: as the paper
+    of Supernet Shifting does."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.crossover + self.mutation > self.population:
+        if self.method == "evolution" and self.crossover + self.mutation > self.population:
             raise ValueError(
                 f"crossover + mutation = {self.crossover + self.mutation} is more than "
                 f"population = {self.population}; raise population or lower the two"
@@ -75,12 +124,66 @@ class SearchConfig(_Section):
                 f'bn = "{self.bn}" reads no calibration images: leave bn_images out, or use '
                 'bn = "recalibrate"'
             )
-        if self.parents > self.population:
+        if self.measure_budget is not None and self.measure != "all":
+            raise ValueError(
+                f'measure_budget limits measure = "all", which is "{self.measure}" here: leave it '
+                "out, or "
+                + ("use refine_budget" if self.measure == "refine" else 'set measure = "all"')
+            )
+        if self.method == "evolution" and self.parents > self.population:
             raise ValueError(
                 f"parents = {self.parents} is more than population = {self.population}; "
                 f"1 to {self.population} are allowed"
             )
         return self
+
+    @model_validator(mode="after")
+    def _fits_the_method(self) -> Self:
+        if self.objectives is not None and self.method != "nsga2":
+            raise ValueError(
+                f'method = "{self.method}" has one objective, the error: leave objectives out, or '
+                'use method = "nsga2"'
+            )
+        kept = self.parents if self.shifting is None else self.shifting.keep
+        if self.method == "evolution" and self.parents > kept:
+            raise ValueError(
+                f"parents = {self.parents} is more than shifting.keep = {kept}, the candidates "
+                "that a shifting search keeps; raise keep or lower parents"
+            )
+        if self.mutation_probabilities is not None and self.method != "evolution":
+            raise ValueError(
+                f'method = "{self.method}" does not read mutation_probabilities: leave them '
+                'out, or use method = "evolution"'
+            )
+        if self.assisted and self.method == "random":
+            raise ValueError(
+                'method = "random" has no children to choose among: leave assisted out, or use '
+                'method = "evolution" or "nsga2"'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _halves_what_stays(self) -> Self:
+        if self.halving is not None and self.shifting is not None:
+            raise ValueError(
+                f"halving = {self.halving} gives up candidates by their first images, and shifting "
+                "learns every candidate as it was scored: leave one of the two out"
+            )
+        return self
+
+    @field_validator("objectives")
+    @classmethod
+    def _known_objectives(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if names is None:
+            return None
+        known = [n for n in names if n in OBJECTIVES or re.fullmatch(r"latency:.+", n)]
+        unknown = [n for n in names if n not in known]
+        if unknown or not names:
+            raise ValueError(
+                f"objectives must be some of {', '.join(OBJECTIVES)} and latency:NAME of a device"
+                + (f", not {', '.join(map(repr, unknown))}" if unknown else "")
+            )
+        return names
 
     @property
     def n_candidates(self) -> int:
@@ -98,18 +201,36 @@ class SearchConfig(_Section):
         """
         return self.bn if self.bn_images is None else f"{self.bn}({self.bn_images})"
 
+    def score_key(self, precision: str = "fp32") -> str:
+        """Names everything that a score depends on beside architecture and weights.
+
+        >>> SearchConfig().score_key(), SearchConfig(images=500, halving=2).score_key("bf16")
+        ('recalibrate', 'recalibrate, 500 images, 2 rungs, bf16')
+        """
+        parts = [self.bn_key]
+        parts += [] if self.images is None else [f"{self.images} images"]
+        parts += [] if self.halving is None else [f"{self.halving} rungs"]
+        parts += [] if precision == "fp32" else [precision]
+        return ", ".join(parts)
+
     def in_use(self) -> dict[str, Any]:
         """JSON-ready settings without those that the way of measuring does not read.
 
         >>> "refine_budget" in SearchConfig().in_use()
         False
         """
-        unused = () if self.measure == "refine" else ("refine_budget",)
-        return self.model_dump(mode="json", exclude=set(unused))
+        unused = set() if self.measure == "refine" else {"refine_budget"}
+        unused |= {name for name in _OFF_BY_DEFAULT if getattr(self, name) in (None, False)}
+        if self.precision == "fp32":
+            unused.add("precision")
+        if self.method == "nsga2":
+            unused |= {"parents", "crossover", "mutation"}
+        return self.model_dump(mode="json", exclude=unused)
 
     def lineage(self) -> dict[str, Any]:
         """What the candidates of a generation depend on: not how many generations are planned."""
-        return {k: v for k, v in self.in_use().items() if k not in _PLANNED_LENGTH}
+        kept = {k: v for k, v in self.in_use().items() if k not in (*_PLANNED_LENGTH, "targets")}
+        return kept if self.shifting is None else {**kept, "shifting": self.shifting.lineage()}
 
 
 class LimitsConfig(_Section):

@@ -6,8 +6,8 @@ Plain data without torch, so that journals, archives and reports can hold them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from latency_tables.arch import Arch
@@ -48,6 +48,10 @@ class Scored(Protocol):
 class Score:
     """Accuracy of one subnet and how it was found; without torch, so that it can be journalled.
 
+    ``complete`` is False where a subnet was given up after a part of the images (successive
+    halving): its accuracy is that of the ``n_images`` it saw. ``shift`` is the version of the
+    weights where the search shifts them: how many steps they had made since they were trained.
+
     >>> Score(accuracy=0.9).to_dict()["accuracy"]
     0.9
     """
@@ -57,6 +61,8 @@ class Score:
     n_images: int = 0
     n_calibration_images: int = 0
     bn_policy: str = ""
+    complete: bool = True
+    shift: int | None = None
 
     @classmethod
     def of(cls, scored: Scored, arch: Arch) -> Score:
@@ -75,8 +81,14 @@ class Score:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
-        return asdict(self)
+        """A JSON-ready dictionary; a complete score does not mention that it is, nor one of weights
+        that stay how often they moved."""
+        data = {name: getattr(self, name) for name in self.__slots__}
+        if self.complete:
+            del data["complete"]
+        if self.shift is None:
+            del data["shift"]
+        return data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +171,24 @@ class Evaluation:
         """Summed relative excess over the limits."""
         return self.candidate.violation
 
+    @property
+    def standing(self) -> tuple[float, bool, int, float]:
+        """Sorts the better before the worse; equal ones keep their order, as sorting is stable.
+
+        What keeps the limits comes first, then what was scored on all images, of the rest what was
+        given up latest, then the more accurate.
+
+        >>> def scored(accuracy, **score):
+        ...     candidate = Candidate(arch=Arch({}), costs={})
+        ...     return Evaluation(candidate=candidate, score=Score(accuracy=accuracy, **score))
+        >>> lucky, early = (scored(0.9, n_images=n, complete=False) for n in (50, 25))
+        >>> best = sorted([early, lucky, scored(0.5)], key=lambda e: e.standing)
+        >>> [(e.accuracy, e.score.n_images) for e in best]
+        [(0.5, 0), (0.9, 50), (0.9, 25)]
+        """
+        n_seen = 0 if self.score.complete else self.score.n_images
+        return (self.violation, not self.score.complete, -n_seen, -self.accuracy)
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary; :meth:`from_dict` reads it back."""
         return {
@@ -175,3 +205,13 @@ class Evaluation:
             score=Score(**data["score"]),
             generation=int(data["generation"]),
         )
+
+
+def comparable(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """Those that were scored on all images, whose accuracies may be held against each other.
+
+    Where none of them keeps the limits, those that were given up earlier are better than nothing:
+    then all.
+    """
+    complete = [e for e in evaluations if e.score.complete]
+    return complete if any(e.feasible for e in complete) else list(evaluations)

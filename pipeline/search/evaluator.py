@@ -164,15 +164,28 @@ class Evaluator:
 
     def score(self, candidate: Candidate) -> tuple[Score, bool]:
         """Accuracy of a candidate, and whether it came from the cache."""
-        key = self.space.canonical(candidate.arch)
-        cached = self.cache.get(key, self.supernet, self.bn_policy)
+        cached = self.cached(candidate)
         if cached is not None:
-            self.n_cached += 1
             return cached, True
-        score = Score.of(self._score(candidate.arch), candidate.arch)
+        return self.take(candidate, self._score(candidate.arch)), False
+
+    def cached(self, candidate: Candidate) -> Score | None:
+        """The score of a candidate that these weights were given before."""
+        key = self.space.canonical(candidate.arch)
+        found = self.cache.get(key, self.supernet, self.bn_policy)
+        self.n_cached += found is not None
+        return found
+
+    def take(self, candidate: Candidate, scored: Scored) -> Score:
+        """Take over what a scorer found, and remember it.
+
+        Raises:
+            DivergedError: the accuracy is not a number.
+        """
+        score = Score.of(scored, candidate.arch)
         self.remember(candidate.arch, score)
         self.n_scored += 1
-        return score, False
+        return score
 
     def remember(self, arch: Arch, score: Score) -> None:
         """Put a score into the cache."""

@@ -15,15 +15,15 @@ from statistics import median
 from typing import Any, Literal
 
 import moocore
-import numpy as np
 
 from latency_tables.arch import Arch
 from latency_tables.errors import DeviceError, LimitError, MeasurementError, MissingLatencyError
 from latency_tables.estimate import Estimate
 from latency_tables.files import write_json
-from pipeline.search.evaluation import Evaluation
+from pipeline.search.evaluation import Evaluation, comparable
 from pipeline.search.limits import Limit, latency_limits
 from pipeline.search.measuring import Answers, LiveMeasurer
+from pipeline.search.objectives import Objectives
 
 SCHEMA = 1
 
@@ -94,35 +94,33 @@ class Front:
         write_json(path, self.to_dict())
 
 
-def objectives_of(evaluations: Sequence[Evaluation]) -> tuple[str, ...]:
-    """What the front trades against accuracy: latency on every device, or MACs where there is none.
+def known_objectives(
+    evaluations: Sequence[Evaluation], objectives: Objectives | None = None
+) -> Objectives:
+    """What a front trades: as given, else accuracy and the latency on every device, or MACs where
+    no device was asked.
 
-    >>> objectives_of([])
-    ('accuracy', 'macs')
+    >>> known_objectives([]).labels
+    ('error', 'macs')
     """
-    devices = sorted({device for e in evaluations for device in e.latency})
-    return ("accuracy", *(f"latency_ms on {d}" for d in devices)) if devices else (
-        "accuracy", "macs",
-    )  # fmt: skip
+    if objectives is not None:
+        return objectives
+    return Objectives.of(None, devices=sorted({d for e in evaluations for d in e.latency}))
 
 
-def pareto_front(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+def pareto_front(
+    evaluations: Sequence[Evaluation], objectives: Objectives | None = None
+) -> list[Evaluation]:
     """Feasible evaluations that no other feasible one beats, most accurate first.
 
-    Objectives are accuracy (up) and the latency on every device (down), or MACs where no device
-    was asked. Of evaluations with equal objectives the first stays.
+    What counts are ``objectives``, by default those of :func:`known_objectives`. Of evaluations
+    with equal objectives the first stays.
     """
-    feasible = [e for e in evaluations if e.feasible]
+    feasible = [e for e in comparable(evaluations) if e.feasible]
     if not feasible:
         return []
-    devices = sorted({device for e in feasible for device in e.latency})
-    rows = [
-        [-e.accuracy, *(e.latency[d].latency_ms for d in devices)]
-        if devices
-        else [-e.accuracy, e.costs["macs"]]
-        for e in feasible
-    ]
-    kept = moocore.is_nondominated(np.array(rows))
+    rows = known_objectives(feasible, objectives).rows(feasible)
+    kept = moocore.is_nondominated(rows)
     front = [e for e, keep in zip(feasible, kept, strict=True) if keep]
     return sorted(front, key=lambda e: -e.accuracy)
 
@@ -134,6 +132,7 @@ def choose_winner(
     *,
     front_size: int = 8,
     extra: int | None = None,
+    objectives: Objectives | None = None,
 ) -> Front:
     """Measure the front and name the winner.
 
@@ -144,6 +143,7 @@ def choose_winner(
         front_size: the most accurate points of the front that are measured.
         extra: further candidates that may be measured where the front does not settle it
             (default: as many as ``front_size``).
+        objectives: what the front trades; by default accuracy and latencies.
 
     Raises:
         LimitError: nothing that was measured keeps all limits; gives the closest numbers.
@@ -157,7 +157,7 @@ def choose_winner(
                 f"limit {limit} cannot be checked: nothing measures on {limit.device!r}",
                 hint="hilnas devices list",
             )
-    front = pareto_front(evaluations)
+    front = pareto_front(evaluations, objectives)
     if not front:
         raise LimitError(
             f"none of the {len(evaluations)} candidates keeps all limits",
@@ -179,7 +179,7 @@ def choose_winner(
     winner = min(keeping, key=lambda p: (-p.evaluation.accuracy, _load(p, limits)))
     return Front(
         limits=tuple(limits),
-        objectives=objectives_of([p.evaluation for p in points]),
+        objectives=_named(known_objectives([p.evaluation for p in points], objectives)),
         points=ordered,
         winner=winner,
     )
@@ -255,7 +255,7 @@ def _next_candidates(
             default=0.0,
         )
 
-    open_ = [e for e in evaluations if e.feasible and e.arch not in seen]
+    open_ = [e for e in comparable(evaluations) if e.feasible and e.arch not in seen]
     likely = [e for e in open_ if excess(e) <= 0 and (floor is None or e.accuracy > floor)]
     likely.sort(key=lambda e: -e.accuracy)
     if likely or floor is not None:
@@ -270,6 +270,12 @@ def _correction(points: Sequence[FrontPoint], device: str) -> float:
         if device in p.measured and device in p.evaluation.latency
     ]
     return median(ratios) if ratios else 1.0
+
+
+def _named(objectives: Objectives) -> tuple[str, ...]:
+    """Objectives as ``front.json`` names them: with units, and accuracy in place of the error."""
+    names = {label: label.replace("latency:", "latency_ms on ") for label in objectives.labels}
+    return tuple("accuracy" if label == "error" else name for label, name in names.items())
 
 
 def _load(point: FrontPoint, limits: Sequence[Limit]) -> float:

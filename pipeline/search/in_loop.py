@@ -4,50 +4,55 @@ A generation's candidates go to the boards in the background; the host scores th
 meanwhile; at the end of the generation measured latencies take the place of the predicted ones,
 and the searcher is told of those. Answers are journalled in the order asked, so a resumed search
 tells the same.
+
+With a budget, each device measures so many networks and no more: those that come first in the order
+asked. After every generation its latency model learns from what was measured, and answers for all
+that was not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from latency_tables.arch import Arch
-from latency_tables.errors import DeviceError
-from latency_tables.estimate import Estimate
-from pipeline.search.evaluation import Candidate
-from pipeline.search.evaluator import Evaluator, Latencies, is_answer
+from pipeline.search.evaluation import Candidate, Evaluation
+from pipeline.search.evaluator import Evaluator
 from pipeline.search.journal import Journal
+from pipeline.search.learning import BackgroundSource, Learning
 
-
-class BackgroundSource(Protocol):
-    """Measures on one device while the caller goes on."""
-
-    def submit(self, archs: Sequence[Arch], *, campaign: str) -> object:
-        """Hand in architectures; the same ones in the same campaign are measured once."""
-        ...
-
-    def collect(self, ticket: object) -> Latencies:
-        """Wait for answers, in the order asked. Raises DeviceError where the device is gone."""
-        ...
+__all__ = ["BackgroundSource", "InLoop"]
 
 
 @dataclass(slots=True, kw_only=True)
 class InLoop:
-    """Measures the candidates of each generation; ``evaluator`` learns what was measured."""
+    """Measures the candidates of each generation; ``evaluator`` learns what was measured.
+
+    Args:
+        sources: measure on each device; all of them work at the same time.
+        evaluator: screened the candidates.
+        journal: of the search.
+        learning: of the search; by default one whose models learn nothing.
+        budget: networks that may be measured on each device, failed ones included; None: all.
+    """
 
     sources: Mapping[str, BackgroundSource]
     evaluator: Evaluator
     journal: Journal
-    _asked: dict[str, tuple[list[Arch], object]] = field(default_factory=dict)
+    learning: Learning | None = None
+    budget: int | None = None
+    _paid: dict[str, dict[Arch, None]] = field(default_factory=dict)
+    _asked: dict[str, tuple[list[Arch], list[Arch], object]] = field(default_factory=dict)
+    _learnt: list[str] = field(default_factory=list)
 
     def begin(self, generation: int, candidates: Sequence[Candidate]) -> None:
-        """Send those candidates that the journal holds no answer about."""
+        """Send what the budget allows and the journal holds no answer about."""
         feasible = dict.fromkeys(c.arch for c in candidates if c.feasible)
         for device, source in self.sources.items():
-            archs = [arch for arch in feasible if not self.journal.measured("search", device, arch)]
+            paid = self._pay(device, feasible)
+            archs = [arch for arch in paid if not self.journal.measured("search", device, arch)]
             ticket = source.submit(archs, campaign=f"generation {generation}") if archs else None
-            self._asked[device] = archs, ticket
+            self._asked[device] = paid, archs, ticket
 
     def finish(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Wait for the boards and hold what they measured against the limits.
@@ -57,22 +62,38 @@ class InLoop:
         Raises:
             DeviceError: a board is gone; the same search goes on with what was measured.
         """
-        for device, (archs, ticket) in self._asked.items():
+        learning = self._learning()
+        for device, (_, archs, ticket) in self._asked.items():
             if archs:
                 answers = self.sources[device].collect(ticket)
                 for arch, answer in zip(archs, answers, strict=True):
                     self.journal.measurement("search", device, arch, answer)
+        for device, (paid, _, _) in self._asked.items():
+            for arch in paid:
+                learning.hear(device, arch, self.journal.measured("search", device, arch)[-1])
+        self._learnt = [device for device, (paid, _, _) in self._asked.items() if paid]
         self._asked.clear()
         self.journal.sync()
-        measured = [self.evaluator.rejudge(c, self._answers(c)) for c in candidates]
+        measured = [self.evaluator.rejudge(c, learning.answers(c.arch)) for c in candidates]
         self.evaluator.adopt(measured)
         return measured
 
-    def _answers(self, candidate: Candidate) -> dict[str, Estimate | DeviceError]:
-        """The last word of each device about a candidate, where it is about the candidate."""
-        found = {}
-        for device in self.sources:
-            said = self.journal.measured("search", device, candidate.arch)
-            if said and is_answer(said[-1]):
-                found[device] = said[-1]
-        return found
+    def refine(self, generation: int, archive: Sequence[Evaluation]) -> list[Evaluation]:
+        """Where a budget makes models answer for some candidates: what they have learnt."""
+        if self.budget is None or not self._learnt:
+            return list(archive)
+        return self._learning().judge_anew(self._learnt, archive)
+
+    def _pay(self, device: str, archs: Iterable[Arch]) -> list[Arch]:
+        """Those of ``archs`` that the device is to measure, and was never asked about before."""
+        paid = self._paid.setdefault(device, {})
+        new = [arch for arch in archs if arch not in paid]
+        if self.budget is not None:
+            new = new[: self.budget - len(paid)]
+        paid.update(dict.fromkeys(new))
+        return new
+
+    def _learning(self) -> Learning:
+        if self.learning is None:
+            self.learning = Learning(refit={}, evaluator=self.evaluator)
+        return self.learning

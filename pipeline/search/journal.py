@@ -10,9 +10,12 @@ is done again.
 ``search`` (first)      schema and identity: what must be equal for the journal to be continued
 ``generation``          the candidates asked, with costs and latencies as they were screened
 ``score``               accuracy of one candidate of the generation above
+``rung``                what one candidate of the generation above got right up to a rung (halving)
 ``refinement``          which candidates devices are to measure after the generation above, and
                         what was predicted of them
+``remeasurement``       which points of the front are to be measured after the generation above
 ``measurement``         what a device said live about one subnet, while searching or of the front
+``reassessment``        accuracy of one of the best by the final weights, after so many generations
 ======================  ==========================================================================
 """
 
@@ -21,7 +24,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from latency_tables.append_log import AppendLog, Line, damaged, read_log
 from latency_tables.arch import Arch
@@ -34,13 +37,16 @@ from latency_tables.errors import (
 from latency_tables.estimate import Estimate
 from latency_tables.files import canonical_json
 from pipeline.search.evaluation import Candidate, Score
+from pipeline.supernet.tally import Tally
 
-SCHEMA = 3
-READABLE = (2, 3)
-"""Journals of schema 2 lack refinements and are otherwise the same."""
+SCHEMA = 4
+READABLE = (2, 3, 4)
+"""Journals of schema 2 lack refinements, those of schema 3 rungs, remeasurements and reassessments;
+otherwise they are the same."""
 
-Phase = Literal["search", "front"]
-"""When a subnet was measured: as a candidate, or again as a point of the front."""
+Phase = Literal["search", "again", "front"]
+"""When a subnet was measured: as a candidate, as a point of the front while the search went on, or
+as one of the final front."""
 
 Refinement = Mapping[str, Mapping[Arch, Estimate]]
 """Candidates to be measured, by device, in the order wanted; with what was predicted of them."""
@@ -100,6 +106,10 @@ class Journal:
         scored = self._content.scores
         return list(scored[generation]) if generation < len(scored) else []
 
+    def rung(self, generation: int, rung: int, index: int) -> Tally | None:
+        """Counts of a candidate up to a rung; None if that was not journalled."""
+        return self._content.rungs.get((generation, rung, index))
+
     def measured(self, phase: Phase, device: str, arch: Arch) -> list[Estimate | DeviceError]:
         """Every live answer of a device about a subnet in a phase, in order."""
         return list(self._content.measurements.get((phase, device, arch), ()))
@@ -107,6 +117,15 @@ class Journal:
     def refinement(self, generation: int) -> Refinement | None:
         """What was to be measured after a generation; None if that was not journalled."""
         return self._content.refinements.get(generation)
+
+    def remeasurement(self, generation: int) -> list[Arch] | None:
+        """Points of the front to be measured after a generation; None if not journalled."""
+        found = self._content.remeasurements.get(generation)
+        return None if found is None else list(found)
+
+    def reassessed(self, after: int) -> dict[Arch, Score]:
+        """Scores by the final weights of a search of so many generations, as far as they got."""
+        return dict(self._content.reassessments.get(after, {}))
 
     @property
     def refinements(self) -> Mapping[int, Refinement]:
@@ -135,6 +154,12 @@ class Journal:
         )
         self._content.scores[generation].append(score)
 
+    def climbed(self, generation: int, rung: int, index: int, tally: Tally) -> None:
+        """Note the counts of a candidate up to a rung; on disk after :meth:`sync`."""
+        where = {"generation": generation, "rung": rung, "index": index}
+        self._log.append({"kind": "rung", **where, "tally": tally.to_dict()})
+        self._content.rungs[generation, rung, index] = tally
+
     def refining(self, generation: int, wanted: Refinement) -> None:
         """Note what is about to be measured; on disk when this returns."""
         self._log.append(
@@ -149,6 +174,20 @@ class Journal:
         )
         self._content.refinements[generation] = {d: dict(asked) for d, asked in wanted.items()}
         self.sync()
+
+    def remeasuring(self, generation: int, archs: Sequence[Arch]) -> None:
+        """Note which points of the front are about to be measured; on disk when this returns."""
+        listed = [dict(arch) for arch in archs]
+        self._log.append({"kind": "remeasurement", "generation": generation, "archs": listed})
+        self._content.remeasurements[generation] = list(archs)
+        self.sync()
+
+    def reassess(self, after: int, arch: Arch, score: Score) -> None:
+        """Note a score by the final weights, ``after`` so many generations; on disk after
+        :meth:`sync`."""
+        where = {"after": after, "arch": dict(arch)}
+        self._log.append({"kind": "reassessment", **where, "score": score.to_dict()})
+        self._content.reassessments.setdefault(after, {})[arch] = score
 
     def measurement(
         self, phase: Phase, device: str, arch: Arch, result: Estimate | DeviceError
@@ -195,13 +234,19 @@ class Content:
     def __init__(self, path: Path, lines: Sequence[Line]) -> None:
         self.generations: list[list[Candidate]] = []
         self.scores: list[list[Score]] = []
+        self.rungs: dict[tuple[int, int, int], Tally] = {}
         self.measurements: dict[tuple[Phase, str, Arch], list[Estimate | DeviceError]] = {}
         self.refinements: dict[int, Refinement] = {}
+        self.remeasurements: dict[int, list[Arch]] = {}
+        self.reassessments: dict[int, dict[Arch, Score]] = {}
         read = {
             "generation": self._generation,
             "score": self._score,
+            "rung": self._rung,
             "refinement": self._refinement,
+            "remeasurement": self._remeasurement,
             "measurement": self._measurement,
+            "reassessment": self._reassessment,
         }
         for line in lines:
             try:
@@ -228,14 +273,35 @@ class Content:
             raise ValueError(f"score {index} of generation {generation} does not follow")
         self.scores[generation].append(Score(**data["score"]))
 
-    def _refinement(self, data: dict[str, Any]) -> None:
-        generation = data["generation"]
+    def _rung(self, data: dict[str, Any]) -> None:
+        generation, rung, index = data["generation"], data["rung"], data["index"]
+        if (
+            generation != len(self.generations) - 1
+            or self.scores[generation]
+            or not 0 <= index < len(self.generations[generation])
+            or (generation, rung, index) in self.rungs
+            or (rung and (generation, rung - 1, index) not in self.rungs)
+        ):
+            raise ValueError(f"rung {rung} of candidate {index} does not follow")
+        self.rungs[generation, rung, index] = Tally.from_dict(data["tally"])
+
+    def _closed(self, data: dict[str, Any], known: Mapping[int, object]) -> int:
+        """The generation that a line follows: the last one, all of it scored, and none in known."""
+        generation = int(data["generation"])
         if (
             generation != len(self.generations) - 1
             or len(self.scores[generation]) != len(self.generations[generation])
-            or generation in self.refinements
+            or generation in known
         ):
-            raise ValueError(f"refinement of generation {generation} does not follow")
+            raise ValueError(f"{data['kind']} of generation {generation} does not follow")
+        return generation
+
+    def _remeasurement(self, data: dict[str, Any]) -> None:
+        generation = self._closed(data, self.remeasurements)
+        self.remeasurements[generation] = [Arch.from_dict(arch) for arch in data["archs"]]
+
+    def _refinement(self, data: dict[str, Any]) -> None:
+        generation = self._closed(data, self.refinements)
         self.refinements[generation] = {
             str(device): {
                 Arch.from_dict(w["arch"]): Estimate.from_dict(w["predicted"]) for w in wanted
@@ -243,8 +309,14 @@ class Content:
             for device, wanted in data["wanted"].items()
         }
 
+    def _reassessment(self, data: dict[str, Any]) -> None:
+        after, arch = data["after"], Arch.from_dict(data["arch"])
+        if after != len(self.generations) or len(self.scores[-1]) != len(self.generations[-1]):
+            raise ValueError(f"a score after {after} generations does not follow")
+        self.reassessments.setdefault(after, {})[arch] = Score(**data["score"])
+
     def _measurement(self, data: dict[str, Any]) -> None:
-        if data["phase"] not in ("search", "front"):
+        if data["phase"] not in get_args(Phase):
             raise ValueError(f"there is no phase {data['phase']!r}")
         key = (data["phase"], str(data["device"]), Arch.from_dict(data["arch"]))
         result: Estimate | DeviceError
@@ -272,8 +344,9 @@ def read_journal(path: Path) -> Content:
 
 def _check_identity(path: Path, first: Line, identity: dict[str, Any]) -> None:
     if first.record.get("kind") != "search" or first.record.get("schema") not in READABLE:
-        schemas = " or ".join(map(str, READABLE))
-        raise damaged(path, first.number, f"it must name kind 'search' and schema {schemas}")
+        schemas = ", ".join(map(str, READABLE))
+        wanted = f"it must name kind 'search' and one of the schemas {schemas}"
+        raise damaged(path, first.number, wanted)
     there = first.record.get("identity")
     if there != identity:
         known = there if isinstance(there, dict) else {}

@@ -120,6 +120,14 @@ def resolve_limits(
     return tuple(limits)
 
 
+def load_limits(data: Mapping[str, Any]) -> tuple[Limit, ...]:
+    """The limits that ``latency.json`` holds."""
+    try:
+        return tuple(Limit(**limit) for limit in data["limits"])
+    except (KeyError, TypeError) as error:
+        raise LimitError(f"latency.json is damaged: {error}", hint="hilnas run FOLDER") from None
+
+
 def cost_values(
     table: CostTable, genes: NDArray[np.int64], metrics: Sequence[CostMetric] = COST_METRICS
 ) -> dict[str, NDArray[np.float64]]:

@@ -39,10 +39,16 @@ def crossover(rng: np.random.Generator, mothers: Genes, fathers: Genes) -> Genes
     return np.where(rng.random(mothers.shape) < 0.5, mothers, fathers)
 
 
-def mutate(rng: np.random.Generator, genes: Genes, sizes: Genes, probability: float) -> Genes:
+def mutate(
+    rng: np.random.Generator,
+    genes: Genes,
+    sizes: Genes,
+    probability: float | NDArray[np.float64],
+) -> Genes:
     """Draw each gene anew with ``probability``, uniformly over its choices: (N, n) → (N, n).
 
-    As in the paper's search, a redrawn gene may come out as it was.
+    ``probability`` is that of all genes, or one per gene (n,). As in the paper's search, a redrawn
+    gene may come out as it was.
     """
     redrawn = random_genes(rng, sizes, len(genes))
     return np.where(rng.random(genes.shape) < probability, redrawn, genes)

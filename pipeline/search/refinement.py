@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from latency_tables.arch import Arch
 from latency_tables.estimate import Estimate
-from pipeline.search.evaluation import Evaluation
+from pipeline.search.evaluation import Evaluation, comparable
 from pipeline.search.limits import Limit, latency_limits
 
 Array = NDArray[np.float64]
@@ -90,7 +90,7 @@ def worth_measuring(
     """
     excluded = set(exclude)
     devices = sorted({d for e in evaluations for d in e.latency})
-    possible = [e for e in evaluations if _possible(e, limits, devices)]
+    possible = [e for e in comparable(evaluations) if _possible(e, limits, devices)]
     if n <= 0 or device not in devices or not possible:
         return []
     accuracy = np.array([e.accuracy for e in possible])

@@ -12,25 +12,20 @@ measured up to it. A resumed search therefore learns the same at the same time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from latency_tables.arch import Arch
-from latency_tables.errors import DeviceError
 from latency_tables.estimate import Estimate
 from pipeline.search.evaluation import Evaluation
-from pipeline.search.evaluator import Evaluator, LatencySource, is_answer
-from pipeline.search.in_loop import BackgroundSource
+from pipeline.search.evaluator import LatencySource
 from pipeline.search.journal import Journal, Refinement
+from pipeline.search.learning import BackgroundSource, Learning
 from pipeline.search.refinement import worth_measuring
 
 SHARE = 8
 """A generation may spend this part of what is left of the budget, rounded up: the first ones teach
 most about the device, but winners are born in the last ones, however many there are."""
-
-Refit = Callable[[Mapping[Arch, Estimate]], LatencySource]
-"""Predictions of one device by a model that also knows these measurements, which are all that the
-search has made so far, in the order asked. Must give the same for the same measurements."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -39,15 +34,13 @@ class Refiner:
 
     Args:
         sources: measure on each device; all of them work at the same time.
-        refit: makes the predictions of each device anew.
-        evaluator: holds the predictions that the search works with.
+        learning: of the search.
         journal: of the search.
         budget: networks that may be measured on each device, failed ones included.
     """
 
     sources: Mapping[str, BackgroundSource]
-    refit: Mapping[str, Refit]
-    evaluator: Evaluator
+    learning: Learning
     journal: Journal
     budget: int
 
@@ -68,7 +61,11 @@ class Refiner:
         if not any(wanted.values()):
             return list(archive)
         self._measure(generation, wanted)
-        return self._judged_anew(generation, [d for d in wanted if wanted[d]], archive)
+        for device, asked in wanted.items():
+            for arch in asked:
+                said = self.journal.measured("search", device, arch)
+                self.learning.hear(device, arch, said[-1])
+        return self.learning.judge_anew([d for d in wanted if wanted[d]], archive)
 
     def _choose(
         self,
@@ -76,7 +73,7 @@ class Refiner:
         before: Mapping[str, Sequence[Arch]],
         left: Mapping[str, int],
     ) -> dict[str, dict[Arch, Estimate]]:
-        limits = self.evaluator.limits
+        limits = self.learning.evaluator.limits
         return {
             device: {
                 wanted.arch: wanted.predicted
@@ -106,27 +103,6 @@ class Refiner:
                 self.journal.measurement("search", device, arch, answer)
             self.journal.sync()
 
-    def _judged_anew(
-        self, generation: int, devices: Sequence[str], archive: Sequence[Evaluation]
-    ) -> list[Evaluation]:
-        asked = self._asked(generation + 1)
-        answers = {device: self._answers(device, asked[device]) for device in self.sources}
-        sources = {}
-        for device in devices:
-            known = {a: e for a, e in answers[device].items() if isinstance(e, Estimate)}
-            if known:
-                sources[device] = self.refit[device](known)
-        self.evaluator.ask_instead(sources)
-        screened = self.evaluator.screen([e.arch for e in archive])
-        judged = [
-            self.evaluator.rejudge(
-                c, {device: found[c.arch] for device, found in answers.items() if c.arch in found}
-            )
-            for c in screened
-        ]
-        self.evaluator.adopt(judged)
-        return [replace(e, candidate=c) for e, c in zip(archive, judged, strict=True)]
-
     def _asked(self, generation: int) -> dict[str, list[Arch]]:
         """By device, what refinements before that of ``generation`` asked for, in order."""
         return {
@@ -138,15 +114,6 @@ class Refiner:
             ]
             for device in self.sources
         }
-
-    def _answers(self, device: str, archs: Sequence[Arch]) -> dict[Arch, Estimate | DeviceError]:
-        """The last word of a device about each of ``archs`` that it said anything of itself."""
-        found = {}
-        for arch in archs:
-            said = self.journal.measured("search", device, arch)
-            if said and is_answer(said[-1]):
-                found[arch] = said[-1]
-        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

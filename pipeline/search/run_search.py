@@ -15,6 +15,7 @@ from typing import Any
 
 from latency_tables.arch import Arch
 from latency_tables.errors import LimitError
+from pipeline.search.assisted import Assistant
 from pipeline.search.config import SearchConfig
 from pipeline.search.evaluation import Candidate, Evaluation
 from pipeline.search.evaluator import Evaluator
@@ -22,14 +23,12 @@ from pipeline.search.evolution import EvolutionSearch
 from pipeline.search.generation import OneByOne, Scoring
 from pipeline.search.in_loop import InLoop
 from pipeline.search.journal import Journal
+from pipeline.search.learning import Reviser
+from pipeline.search.limits import COST_METRICS
+from pipeline.search.nsga2 import NSGA2
+from pipeline.search.objectives import Objectives
 from pipeline.search.random_search import RandomSearch
-from pipeline.search.refiner import Refiner
 from pipeline.search.searcher import Propose, Searcher
-
-METHODS: dict[str, type[EvolutionSearch] | type[RandomSearch]] = {
-    "evolution": EvolutionSearch,
-    "random": RandomSearch,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,9 +45,10 @@ class Progress:
 class SearchResult:
     """What a search found.
 
-    ``archive`` holds every evaluation in the order told. ``n_scored`` were scored by this call,
-    ``n_cached`` came from the accuracy cache, ``n_replayed`` from the journal. ``exhausted`` says
-    that no new subnet keeping the limits was left.
+    ``archive`` holds every evaluation in the order told; where the weights moved meanwhile, only
+    the best, with their scores by the final weights. ``n_evaluated`` were told, ``n_scored`` were
+    scored by this call, ``n_cached`` came from the accuracy cache, ``n_replayed`` from the
+    journal. ``exhausted`` says that no new subnet keeping the limits was left.
     """
 
     archive: tuple[Evaluation, ...]
@@ -56,13 +56,9 @@ class SearchResult:
     n_cached: int
     n_replayed: int
     n_generations: int
+    n_evaluated: int
     exhausted: bool
     seconds: float
-
-    @property
-    def n_evaluated(self) -> int:
-        """Candidates in the archive."""
-        return len(self.archive)
 
 
 def make_searcher(
@@ -72,16 +68,35 @@ def make_searcher(
     seed: int,
     propose: Propose | None = None,
     initial: Sequence[Arch] = (),
-) -> EvolutionSearch | RandomSearch:
-    """The searcher that ``config.method`` names, over the evaluator's space and limits."""
-    return METHODS[config.method](
-        config,
-        space=evaluator.space,
-        violations=evaluator.violations,
-        seed=seed,
-        propose=propose,
-        initial=initial,
-    )
+    repeat: bool = False,
+) -> EvolutionSearch | NSGA2 | RandomSearch:
+    """The searcher that ``config.method`` names, over the evaluator's space and limits.
+
+    Args:
+        repeat: whether candidates may be proposed again, see :class:`ArchiveSearcher`.
+
+    Raises:
+        UsageError: an objective that the cost table lacks, or chances of unknown decisions.
+        MissingLatencyError: an objective on a device that nothing answers for.
+    """
+    common: dict[str, Any] = {
+        "space": evaluator.space,
+        "violations": evaluator.violations,
+        "seed": seed,
+        "propose": propose,
+        "initial": initial,
+        "repeat": repeat,
+    }
+    if config.method == "random":
+        return RandomSearch(config, **common)
+    if config.assisted:
+        common["assistant"] = Assistant(space=evaluator.space, screen=evaluator.screen)
+    if config.method == "evolution":
+        return EvolutionSearch(config, **common)
+    table = evaluator.cost_table
+    metrics = [m for m in COST_METRICS if m in table.column_names()]
+    objectives = Objectives.of(config.objectives, list(evaluator.latency), metrics)
+    return NSGA2(config, objectives=objectives, **common)
 
 
 def search_identity(
@@ -103,9 +118,10 @@ def search(
     *,
     scoring: Scoring | None = None,
     in_loop: InLoop | None = None,
-    refiner: Refiner | None = None,
+    refiner: Reviser | None = None,
     n_total: int = 0,
     on_progress: Callable[[Progress], None] | None = None,
+    reassess: Callable[[Searcher], tuple[Evaluation, ...]] | None = None,
 ) -> SearchResult:
     """Run a searcher to its end, from wherever the journal got to.
 
@@ -116,9 +132,10 @@ def search(
         scoring: how a generation gets its accuracies; one candidate after the other by default.
         in_loop: measures every candidate while it is scored; without it and a refiner, latencies
             stay predicted.
-        refiner: measures after each generation where that decides most.
+        refiner: knows latencies better after each generation, for having measured.
         n_total: planned number of candidates, for the progress.
         on_progress: called after every candidate.
+        reassess: gives the final archive of a searcher that is done, for where scores have aged.
 
     Raises:
         LimitError: not one subnet that keeps all limits was found.
@@ -175,12 +192,14 @@ def search(
             best = reduce(_better, searcher.archive, None)
     if not searcher.archive:
         raise nothing_feasible(evaluator)
+    archive = searcher.archive if reassess is None else reassess(searcher)
     return SearchResult(
-        archive=searcher.archive,
+        archive=archive,
         n_scored=evaluator.n_scored - scored,
         n_cached=evaluator.n_cached - cached,
         n_replayed=replayed,
         n_generations=searcher.generation,
+        n_evaluated=len(searcher.archive),
         exhausted=exhausted,
         seconds=time.monotonic() - began,
     )
@@ -201,18 +220,19 @@ def nothing_feasible(evaluator: Evaluator) -> LimitError:
 def _broken(candidate: Candidate, evaluator: Evaluator) -> str:
     parts = []
     for limit in evaluator.limits:
+        on = ""
         if limit.metric == "latency_ms":
             estimate = candidate.latency.get(limit.device or "")
             value = None if estimate is None else estimate.latency_ms
+            on = "" if estimate is None else f" ({estimate.source}) on {limit.device}"
         else:
             value = candidate.costs.get(limit.metric)
         if value is not None and value > limit.bound:
-            on = f" on {limit.device}" if limit.metric == "latency_ms" else ""
             parts.append(f"{limit.show(value)}{on}, limit {limit.show(limit.bound)}")
     return "; ".join([*parts, *(f"{d}: {fault}" for d, fault in candidate.faults.items())])
 
 
 def _better(best: Evaluation | None, new: Evaluation) -> Evaluation | None:
-    if not new.feasible or (best is not None and new.accuracy <= best.accuracy):
+    if not new.feasible or (best is not None and new.standing >= best.standing):
         return best
     return new

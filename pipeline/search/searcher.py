@@ -44,6 +44,9 @@ draws hardly ever do."""
 ENUMERABLE = 20_000
 """Spaces of at most this many genomes are listed when draws run out, so nothing is overlooked."""
 
+RARE_SHARE = 0.1
+"""Where fewer random networks keep the limits, a sampler that knows its share is asked first."""
+
 FIRST_TRIES = 20
 """The first generation may draw this many times more: all others live on what it finds."""
 
@@ -69,6 +72,10 @@ class Searcher(Protocol):
     @property
     def done(self) -> bool:
         """Whether the planned number of candidates was told."""
+        ...
+
+    def best(self, n: int) -> list[Evaluation]:
+        """The n best so far in this method's own order, each canonical form once."""
         ...
 
     def ask(self) -> list[Arch]:
@@ -98,11 +105,14 @@ class ArchiveSearcher:
     Args:
         config: population, generations and so on.
         space: decisions and canonical form; two architectures of one canonical form are the same
-            candidate and only the first is evaluated.
+            candidate.
         violations: the limits; asked before a candidate is proposed.
         seed: root of all random numbers.
         propose: where given, used when random draws run out.
-        initial: where given, evolution starts with those of them that keep the limits, in order.
+        initial: where given, what evolves starts with those of them that keep the limits, in order.
+        repeat: whether a candidate may be proposed again in a later generation, as where weights
+            change while searching; never twice in one. Its newest evaluation is the one that
+            counts.
     """
 
     name = ""
@@ -116,12 +126,14 @@ class ArchiveSearcher:
         seed: int,
         propose: Propose | None = None,
         initial: Sequence[Arch] = (),
+        repeat: bool = False,
     ) -> None:
         self.config, self.space, self.violations = config, space, violations
         self.seed, self.propose, self.initial = seed, propose, tuple(initial)
+        self.repeat = repeat
         self.sizes = sizes_of(space.decisions)
         self._archive: list[Evaluation] = []
-        self._seen: set[Arch] = set()
+        self._newest: dict[Arch, int] = {}  # canonical form → place in the archive
         self._generation = 0
 
     @property
@@ -136,8 +148,7 @@ class ArchiveSearcher:
 
     def tell(self, evaluations: Sequence[Evaluation]) -> None:
         """Add one generation to the archive."""
-        self._archive.extend(evaluations)
-        self._seen.update(self.space.canonical(e.arch) for e in evaluations)
+        self._extend(evaluations)
         self._generation += 1
 
     def revise(self, archive: Sequence[Evaluation]) -> None:
@@ -147,8 +158,8 @@ class ArchiveSearcher:
         self._archive = list(archive)
 
     def best(self, n: int) -> list[Evaluation]:
-        """The n best so far: feasible before infeasible, then accuracy, then first come."""
-        return sorted(self._archive, key=lambda e: (e.violation, -e.accuracy))[:n]
+        """The n best so far (:attr:`Evaluation.standing`), then first come."""
+        return sorted(self._current(), key=lambda e: e.standing)[:n]
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-ready state."""
@@ -169,9 +180,20 @@ class ArchiveSearcher:
                 f"a state of another search: {differing[0]} is {state.get(differing[0])!r}, "
                 f"not {mine[differing[0]]!r}"
             )
-        self._archive = [Evaluation.from_dict(e) for e in state["archive"]]
-        self._seen = {self.space.canonical(e.arch) for e in self._archive}
+        self._archive, self._newest = [], {}
+        self._extend([Evaluation.from_dict(e) for e in state["archive"]])
         self._generation = int(state["generation"])
+
+    def _extend(self, evaluations: Sequence[Evaluation]) -> None:
+        for place, evaluation in enumerate(evaluations, start=len(self._archive)):
+            self._newest[self.space.canonical(evaluation.arch)] = place
+        self._archive.extend(evaluations)
+
+    def _current(self) -> list[Evaluation]:
+        """The newest evaluation of every canonical form, oldest first."""
+        if len(self._newest) == len(self._archive):
+            return self._archive
+        return [self._archive[place] for place in sorted(self._newest.values())]
 
     # -- proposing --------------------------------------------------------------------------------
 
@@ -184,7 +206,7 @@ class ArchiveSearcher:
         fresh: dict[Arch, Arch] = {}
         for arch in archs:
             key = self.space.canonical(arch)
-            if key not in self._seen and key not in taken:
+            if key not in taken and (self.repeat or key not in self._newest):
                 fresh.setdefault(key, arch)
         violations = self.violations(list(fresh.values()))
         for (key, arch), violation in zip(fresh.items(), violations, strict=True):
@@ -192,8 +214,12 @@ class ArchiveSearcher:
                 taken[key] = arch
 
     def _draw(self, draw: Callable[[int], Genes], taken: dict[Arch, Arch], wanted: int) -> None:
-        """Add ``wanted`` candidates from ``draw`` (n → genes), at most max_tries draws for each."""
-        goal, tries = len(taken) + wanted, self.config.max_tries * wanted
+        """Add ``wanted`` candidates from ``draw`` (n → genes), at most max_tries draws for each.
+
+        Of more than a generation, which are only there to choose among, each is drawn once.
+        """
+        needed = min(wanted, self.config.population)
+        goal, tries = len(taken) + wanted, self.config.max_tries * needed + wanted - needed
         if not self._archive:
             tries *= FIRST_TRIES
         while len(taken) < goal and tries > 0:
@@ -202,15 +228,18 @@ class ArchiveSearcher:
             self._admit(archs_of(self.space.decisions, draw(n)), taken, goal)
 
     def _fill(self, taken: dict[Arch, Arch], n: int) -> None:
-        """Fill ``taken`` up to n: at random, else by the sampler, else by looking harder."""
+        """Fill ``taken`` up to n: at random, else by the sampler, else by looking harder.
+
+        The sampler is asked at once where few random draws would do. That changes the effort, not
+        the outcome: what is left of uniform draws is uniform, too.
+        """
+        rare = getattr(self.propose, "share", 1.0) < RARE_SHARE
+        if rare:
+            self._ask_sampler(taken, n)
         rng = self._rng("random")
         self._draw(lambda k: random_genes(rng, self.sizes, k), taken, n - len(taken))
-        if len(taken) < n and self.propose is not None:
-            rng = self._rng("propose")
-            for _ in range(self.config.max_tries):
-                self._admit(self.propose(rng, n - len(taken)), taken, n)
-                if len(taken) >= n:
-                    break
+        if not rare:
+            self._ask_sampler(taken, n)
         if len(taken) >= n:
             return
         if math.prod(self.sizes.tolist()) <= ENUMERABLE:
@@ -219,6 +248,14 @@ class ArchiveSearcher:
             self._admit(archs_of(self.space.decisions, everything[order]), taken, n)
         else:
             self._breed(taken, n)
+
+    def _ask_sampler(self, taken: dict[Arch, Arch], n: int) -> None:
+        """Fill ``taken`` up to n with what keeps a limit by construction, if anything does."""
+        rng = self._rng("propose")
+        tries = 0 if self.propose is None else self.config.max_tries
+        while self.propose is not None and len(taken) < n and tries > 0:
+            tries -= 1
+            self._admit(self.propose(rng, n - len(taken)), taken, n)
 
     def _breed(self, taken: dict[Arch, Arch], n: int) -> None:
         """Evolve genomes towards a violation of zero; accuracy plays no part.

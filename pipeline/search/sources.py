@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -17,7 +18,6 @@ from latency_tables.pooling import pool
 from latency_tables.records import Measurement
 from latency_tables.sampler import CostSampler, make_sampler
 from pipeline.search.evaluator import Latencies, LatencySource
-from pipeline.search.searcher import Propose
 
 
 class Measures(Protocol):
@@ -62,20 +62,33 @@ def answer_of(measurement: Measurement) -> Estimate | DeviceError:
     return MeasurementError(code, measurement.why_not(), blames="board", retryable=True)
 
 
-def exact_proposer(table: CostTable, column: str, bound: float) -> Propose:
-    """Propose subnets whose cost is at most ``bound``, uniformly, however rare they are.
+class ExactProposer:
+    """Proposes subnets whose cost is at most ``bound``, uniformly, however rare they are.
 
-    ``table`` may be one with an additive latency column. The sampler is built when it is first
-    needed, which takes a moment.
+    Rejecting uniform draws gives the same distribution; it only takes 1 / ``share`` as many.
     """
-    sampler: list[CostSampler] = []
 
-    def propose(rng: np.random.Generator, n: int) -> list[Arch]:
-        if not sampler:
-            sampler.append(make_sampler(table, column))
+    def __init__(self, table: CostTable, column: str, bound: float) -> None:
+        self.table, self.column, self.bound = table, column, bound
+
+    @cached_property
+    def sampler(self) -> CostSampler:
+        """Built when it is first needed, which takes a moment. Rejection where nothing is exact."""
+        return make_sampler(self.table, self.column, approximate=True)
+
+    @cached_property
+    def share(self) -> float:
+        """Share of all subnets that keep the bound."""
+        return self.sampler.probability(high=self.bound)
+
+    def __call__(self, rng: np.random.Generator, n: int) -> list[Arch]:
+        """``n`` subnets; none where there is none, the search then reports what it tried."""
         try:
-            return sampler[0].sample_archs(rng, -math.inf, bound, n)
+            return self.sampler.sample_archs(rng, -math.inf, self.bound, n)
         except LimitError:
-            return []  # the search reports what it tried
+            return []
 
-    return propose
+
+def exact_proposer(table: CostTable, column: str, bound: float) -> ExactProposer:
+    """Propose subnets whose cost is at most ``bound``; ``table`` may have a latency column."""
+    return ExactProposer(table, column, bound)

@@ -8,7 +8,8 @@ Operators: ``identity``, ``mb3_k3`` and ``mb6_k5`` (inverted residuals). The ide
 stage's first layer is a 1×1 convolution with stride 2 and batch norm.
 
 Presets: ``paper`` (stem 32, stages 64, 128, 256, last 1280), ``half`` and ``tiny`` (half and
-a quarter of the widths). On pictures under 16 px the first stages keep stride 1, so that 2×2 positions are left.
+a quarter of the widths). On pictures under 16 px the first stages keep stride 1, so that 2×2
+positions are left.
 
 Moving an inner identity within its stage gives an isomorphic network, so ``graph_key`` drops
 inner identities (6,561 genomes, 3,969 networks). The weights in a supernet differ, so the

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,7 @@ from latency_tables.errors import DataError, UsageError
 from pipeline.spaces.base import Space, Supernet
 from pipeline.supernet.policies import BN_POLICIES, BNPolicy
 from pipeline.supernet.resolution import batches_at
+from pipeline.supernet.tally import Tally
 from pipeline.training.precision import Precision
 from pipeline.training.step import Batch
 from pipeline.training.timing import NO_TIMER, Timer
@@ -119,8 +121,11 @@ class Scorer:
         policy: see the module.
         precision: of the validation pass; calibration is always fp32.
         timer: told which of ``PARTS`` is at work, and how many images went through it.
+        rungs: the validation batches once more, cut into parts in their order, for
+            :meth:`tally`; one part by default.
 
-    ``n_images`` and ``seconds`` count what was scored so far, calibration included.
+    ``n_scored``, ``n_images``, ``n_calibration_images`` and ``seconds`` count what was done so
+    far; ``n_images`` and ``seconds`` have calibration included.
 
     Raises:
         UsageError: an unknown policy.
@@ -136,14 +141,19 @@ class Scorer:
         policy: BNPolicy = "recalibrate",
         precision: Precision | None = None,
         timer: Timer = NO_TIMER,
+        rungs: Sequence[Iterable[Batch]] | None = None,
     ) -> None:
         if policy not in BN_POLICIES:
             raise UsageError(f"BN policy {policy!r} is not known; allowed: {BN_POLICIES}")
         self.space, self.supernet = space, supernet
         self.calibration, self.validation = calibration, validation
         self.policy, self.precision = policy, precision or Precision()
-        self.timer, self.n_images, self.seconds = timer, 0, 0.0
+        self.timer = timer
+        self.rungs = (validation,) if rungs is None else tuple(rungs)
+        self.n_scored, self.n_images, self.n_calibration_images = 0, 0, 0
+        self.seconds = 0.0
         self._cut: OrderedDict[Hashable, nn.Module] = OrderedDict()
+        self._statistics: dict[Arch, tuple[int, list[Tensor]]] = {}
 
     def score(self, arch: Arch) -> Score:
         """Accuracy and loss of one subnet; equal to the last bit when asked again.
@@ -152,30 +162,88 @@ class Scorer:
             InvalidArchError: ``arch`` is not of the space.
             DataError: there are no calibration or validation images.
         """
+        tally = self._tally(arch, self.validation, keep=False)
+        self.n_scored += 1
+        return Score(
+            accuracy=tally.accuracy,
+            loss=tally.loss,
+            n_images=tally.n_images,
+            n_calibration_images=tally.n_calibration_images,
+            bn_policy=self.policy,
+        )
+
+    def tally(self, arch: Arch, rung: int | None = None, before: Tally | None = None) -> Tally:
+        """Counts over the images of all rungs up to this one.
+
+        A subnet's statistics are kept from one rung to the next, until :meth:`forget`. Where they
+        were not kept, as after a restart, they are calibrated again, to the same bits.
+
+        Args:
+            arch: the subnet.
+            rung: 0 ... ``len(rungs) - 1``; the last one where it is not given.
+            before: its counts up to the rung before; counted again where they are not given.
+
+        Raises:
+            InvalidArchError: ``arch`` is not of the space.
+            DataError: there are no calibration or validation images.
+        """
+        last = len(self.rungs) - 1 if rung is None else rung
+        first = 0 if before is None else last
+        images = chain.from_iterable(self.rungs[first : last + 1])
+        found = self._tally(arch, images, keep=last + 1 < len(self.rungs))
+        self.n_scored += before is None
+        return found if before is None else before + found
+
+    def forget(self) -> None:
+        """Let go of the statistics that :meth:`tally` keeps."""
+        self._statistics.clear()
+
+    def network(self, arch: Arch) -> nn.Sequential:
+        """The subnet as validation images meet it; the next one that is cut may change it."""
+        network = self._network(arch).eval()
+        self._normalise(network, arch, self.space.input_shape_of(arch)[1:], keep=False)
+        return network
+
+    def _tally(self, arch: Arch, images: Iterable[Batch], *, keep: bool) -> Tally:
         started = time.perf_counter()
         network = self._network(arch).eval()
         size = self.space.input_shape_of(arch)[1:]
-        n_calibration = 0
-        if self.policy == "recalibrate":
-            with self.timer.part(PARTS[0]):
-                n_calibration = recalibrate(network, batches_at(self.calibration, size))
-        elif self.policy == "batch":
-            for norm in _batch_norms(network):
-                norm.train()  # its statistics are the network's own copies
-        validation = batches_at(self.validation, size)
+        n_used, n_run = self._normalise(network, arch, size, keep=keep)
         with self.timer.part(PARTS[1]):
-            accuracy, loss, n_images = evaluate(network, validation, self.precision)
-        self.timer.count(n_calibration, PARTS[0])
+            n_right, loss_sum, n_images = count(network, batches_at(images, size), self.precision)
+        self.timer.count(n_run, PARTS[0])
         self.timer.count(n_images, PARTS[1])
-        self.n_images += n_calibration + n_images
+        self.n_images += n_run + n_images
+        self.n_calibration_images += n_run
         self.seconds += time.perf_counter() - started  # the device was waited for
-        return Score(
-            accuracy=accuracy,
-            loss=loss,
+        return Tally(
+            n_right=n_right,
+            loss_sum=loss_sum,
             n_images=n_images,
-            n_calibration_images=n_calibration,
+            n_calibration_images=n_used,
             bn_policy=self.policy,
         )
+
+    def _normalise(
+        self, network: nn.Module, arch: Arch, size: tuple[int, int], *, keep: bool
+    ) -> tuple[int, int]:
+        """Give batch norms their statistics; images behind these, and how many of them ran now."""
+        norms = _batch_norms(network)
+        if self.policy == "batch":
+            for norm in norms:
+                norm.train()  # its statistics are the network's own copies
+        if self.policy != "recalibrate":
+            return 0, 0
+        if arch in self._statistics:
+            n_images, kept = self._statistics[arch]
+            for statistic, value in zip(_statistics(norms), kept, strict=True):
+                statistic.copy_(value)
+            return n_images, 0
+        with self.timer.part(PARTS[0]):
+            n_images = recalibrate(network, batches_at(self.calibration, size))
+        if keep:  # pieces are shared with the candidates that come between two rungs
+            self._statistics[arch] = n_images, [s.clone() for s in _statistics(norms)]
+        return n_images, n_images
 
     def _network(self, arch: Arch) -> nn.Sequential:
         """The subnet, put together from pieces of earlier ones where they were cut before.
@@ -213,6 +281,14 @@ def evaluate(
     Raises:
         DataError: there are no batches.
     """
+    n_right, loss_sum, n_images = count(network, batches, precision)
+    return n_right / n_images, loss_sum / n_images, n_images
+
+
+def count(
+    network: nn.Module, batches: Iterable[Batch], precision: Precision
+) -> tuple[int, float, int]:
+    """Right answers, summed cross entropy in nats and number of images; as :func:`evaluate`."""
     correct: list[Tensor] = []
     losses: list[Tensor] = []
     n_images = 0
@@ -229,10 +305,13 @@ def evaluate(
     if not n_images:
         raise DataError("there are no validation images; nothing can be scored")
     # one wait for the device, at the end
-    right = int(torch.stack(correct).sum())
-    loss = float(torch.stack(losses).double().sum())
-    return right / n_images, loss / n_images, n_images
+    return int(torch.stack(correct).sum()), float(torch.stack(losses).double().sum()), n_images
 
 
 def _batch_norms(network: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     return [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
+def _statistics(norms: Sequence[nn.modules.batchnorm._BatchNorm]) -> list[Tensor]:
+    found = [s for norm in norms for s in (norm.running_mean, norm.running_var)]
+    return [s for s in found if s is not None]

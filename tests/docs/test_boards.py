@@ -116,8 +116,11 @@ def test_every_command_and_option_of_the_guide_exists(line):
 def test_the_run_file_of_the_guide_is_valid_and_the_clocks_are_an_entry():
     from pipeline.config import parse_run_config
 
-    run, clocks = blocks("toml", GUIDE)
+    run, clocks, several = blocks("toml", GUIDE)
     assert parse_run_config(run).search.measure == "all"
+    config = parse_run_config(f'[data]\nname = "digits"\n{several}')
+    assert [d.name for d in config.device] == ["rpi4", "rk3588-a"]
+    assert config.search.targets == "each"
     entry = DeviceEntry(name="board", ssh="board", **tomllib.loads(clocks))
     assert entry.power == "sudo"
 

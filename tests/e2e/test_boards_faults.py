@@ -9,6 +9,7 @@ import threading
 
 import pytest
 
+from pipeline.search.journal import read_journal
 from tests.e2e.board_home import ONE_GENERATION, BoardHome, entry, is_idle, wait_for
 from tests.fakes.ssh_servers import Dropbear, OpenSsh
 from tests.fakes.tcp_proxy import TcpProxy
@@ -148,7 +149,7 @@ def test_a_host_killed_at_any_moment_among_50_candidates_loses_and_doubles_nothi
 
 
 @pytest.mark.long
-def test_two_boards_of_one_run_are_both_measured_and_both_limits_kept(tmp_path):
+def test_two_boards_of_one_run_get_a_network_each_and_one_that_keeps_both_limits(tmp_path):
     with OpenSsh(tmp_path / "a") as one, Dropbear(tmp_path / "b") as two:
         home = BoardHome(path=tmp_path / "home", devices=("one", "two"), limit="latency='80%'")
         home.path.mkdir()
@@ -163,5 +164,20 @@ def test_two_boards_of_one_run_are_both_measured_and_both_limits_kept(tmp_path):
         limits = [limit for limit in manifest["limits"] if limit["name"] == "latency_ms"]
         assert {limit["device"] for limit in limits} == {"one", "two"}
         assert all(limit["kept"] for limit in manifest["limits"])
+        told = json.loads(home.hilnas("run", "runs/digits", "--json"))
+        for name in ("one", "two"):
+            own = json.loads(home.file(f"boards/{name}/manifest.json").read_text())
+            assert told["boards"][name]["manifest"] == own
+            assert [d["name"] for d in own["devices"]] == [name]
+            assert own["devices"][0]["latency"]["source"] == "measured"
+            assert {x["device"] for x in own["limits"]} == {name}
+            assert all(limit["kept"] for limit in own["limits"])
+            asked = read_journal(home.file(f"boards/{name}/search.jsonl")).measurements
+            assert {device for _, device, _ in asked} == {name}
+        checked = home.hilnas(
+            "check", "runs/digits/boards/two", "--device", "two", "--measuring", "quick",
+            "--images", "20", "--json", "--check", "latency_ms<=1000",
+        )  # fmt: skip
+        assert json.loads(checked)["accuracy"]["n_images"] == 20
         assert is_idle(one)
         assert is_idle(two)

@@ -72,6 +72,14 @@ def test_one_setting_is_changed_on_the_command_line(override, read):
     assert read(parse_run_config(MINIMAL, [override]))
 
 
+def test_an_objective_on_a_device_that_the_run_has_not_is_refused():
+    with pytest.raises(ConfigError, match=r"latency:nuc.* of no .*there are latency:local"):
+        parse_run_config(
+            '[data]\nname = "digits"\n[search]\nmethod = "nsga2"\n'
+            'objectives = ["error", "latency:nuc"]'
+        )
+
+
 def test_an_override_must_say_which_of_several_devices_it_means():
     two = MINIMAL + '[[device]]\nname = "a"\n[[device]]\nname = "b"\n'
     assert parse_run_config(two, ["device.1.threads=2"]).device[1].threads == 2

@@ -1,6 +1,7 @@
-"""Stage ``export``: the winner as a checked ONNX file with its manifest.
+"""Stage ``export``: every winner as a checked ONNX file with its manifest.
 
-The network is cut out of the supernet, its batch norms are calibrated on the images that the
+The network for all devices lies in the run folder, that of one device alone in ``boards/NAME``. A
+network is cut out of the supernet, its batch norms are calibrated on the images that the
 search used, and torch's exporter writes it. Test images are read here for the first time, by the
 exported file.
 """
@@ -8,7 +9,7 @@ exported file.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,11 @@ from pipeline.export.parity import export_with_parity, torch_logits
 from pipeline.export.reference_count import count_with_fvcore
 from pipeline.export.runtime_fit import choose_format
 from pipeline.run.context import RunContext
+from pipeline.run.shifting import searched_weights
 from pipeline.run.stage import Stage
-from pipeline.run.stages.table import load_limits
+from pipeline.run.targets import run_targets, winner_of
 from pipeline.search.limits import METRIC_UNITS, Limit
+from pipeline.search.targets import Target
 from pipeline.supernet.scoring import materialise, recalibrate
 
 FloatArray = npt.NDArray[np.float32]
@@ -55,17 +58,26 @@ LabelledArrays = tuple[FloatArray, npt.NDArray[np.int64]]
 
 
 def run_export(context: RunContext) -> None:
-    """Write ``subnet.onnx``, ``golden.npz`` and ``manifest.json``.
+    """Write ``subnet.onnx``, ``golden.npz`` and ``manifest.json`` of every winner.
 
     Raises:
         ParityError: torch and the exported file disagree.
         ExportError: the file cannot be written, or breaks the limit on its size.
     """
-    front = json.loads(context.folder.file("front.json").read_text())
-    point = front["points"][front["winner"]]
+    targets = run_targets(context)
+    for target in targets:
+        point = winner_of(context.folder, target)
+        if point is not None:
+            if len(targets) > 1:
+                context.reporter.say(f"  network for {target}:")
+            _export(context, target, point)
+
+
+def _export(context: RunContext, target: Target, point: dict[str, Any]) -> None:
+    """Export the winner of one target; ``point`` is its entry in the front."""
     arch = Arch.from_dict(point["arch"])
     with context.reporter.busy("cutting out the winner"):
-        network = materialise(context.space, arch, context.supernet)
+        network = materialise(context.space, arch, context.searched_supernet(target))
         recalibrate(network, context.eval_batches("calibration", context.dataset_of(arch)))
     score = point["score"]
     write_export(
@@ -74,8 +86,9 @@ def run_export(context: RunContext) -> None:
         arch,
         measured={name: Estimate.from_dict(e) for name, e in point["measured"].items()},
         validation=AccuracyEntry(value=score["accuracy"], n_images=score["n_images"]),
-        weights=context.folder.file("supernet.safetensors"),
-        to=context.folder.path,
+        weights=searched_weights(context, target),
+        to=context.folder.file(target.file("subnet.onnx")).parent,
+        target=target,
     )
 
 
@@ -88,6 +101,7 @@ def write_export(
     validation: AccuracyEntry | None,
     weights: Path,
     to: Path,
+    target: Target | None = None,
 ) -> Manifest:
     """Write ``subnet.onnx``, ``golden.npz`` and ``manifest.json`` of one network to a folder.
 
@@ -98,6 +112,7 @@ def write_export(
         validation: its accuracy on images that did not train it.
         weights: the file that its weights come from.
         to: the folder.
+        target: whose limits and measurements the manifest tells; by default those of all devices.
 
     Raises:
         ParityError: torch and the exported file disagree.
@@ -105,9 +120,11 @@ def write_export(
     """
     latency = json.loads(context.folder.file("latency.json").read_text())
     dataset = context.dataset_of(arch)
+    target = run_targets(context)[-1] if target is None else target
+    runtimes = [latency["devices"][name]["runtime"] for name in target.devices]
     with context.reporter.busy("writing subnet.onnx"):
         costs = _costs(context, arch, network)
-        model, parity, golden = _write_model(context, network, dataset, latency, to)
+        model, parity, golden = _write_model(context, network, dataset, runtimes, target, to)
     with context.reporter.bar("test images") as advance:
         batches = context.eval_batches("test", dataset)
         test = onnx_accuracy(
@@ -128,8 +145,8 @@ def write_export(
         costs=costs,
         accuracy=AccuracyBlock(search_validation=validation, test=AccuracyEntry.of(test)),
         parity=ParityEntry.of(parity, tolerance=context.config.export.tolerance),
-        limits=[_limit(limit, costs, measured, model) for limit in load_limits(latency)],
-        devices=_devices(context, measured),
+        limits=[_limit(limit, costs, measured, model) for limit in target.limits],
+        devices=_devices(context, target, measured),
         seed=context.config.seed,
         versions=current_versions(),
     )
@@ -145,15 +162,14 @@ def _write_model(
     context: RunContext,
     network: nn.Module,
     dataset: ImageDataset,
-    latency: dict[str, Any],
+    runtimes: Sequence[dict[str, Any]],
+    target: Target,
     to: Path,
 ) -> tuple[ExportedModel, ParityReport, GoldenFile]:
     """Export for the devices' runtimes, compare on real images, keep some as golden samples."""
     config = context.config.export
     images = _images(context.eval_batches("search-validation", dataset), config.parity_images)
-    opset, ir_version = choose_format(
-        config, [device["runtime"] for device in latency["devices"].values()]
-    )
+    opset, ir_version = choose_format(config, runtimes)
     model, parity = export_with_parity(
         network,
         images,
@@ -162,7 +178,7 @@ def _write_model(
         ir_version=ir_version,
         tolerance=config.tolerance,
     )
-    for limit in load_limits(latency):
+    for limit in target.limits:
         if limit.metric == "size_bytes":
             check_size(model, int(limit.bound))
     golden = images[: config.golden_images]
@@ -244,9 +260,11 @@ def _limit(
     )
 
 
-def _devices(context: RunContext, measured: dict[str, Estimate]) -> list[DeviceEntry]:
+def _devices(
+    context: RunContext, target: Target, measured: dict[str, Estimate]
+) -> list[DeviceEntry]:
     """What was measured of the winner, on every device that answered."""
-    records = front_records(context)
+    records = front_records(context, target)
     table_sha256 = sha256_file(context.folder.file("table.jsonl"))
     return [
         DeviceEntry.of(
@@ -260,12 +278,22 @@ def _devices(context: RunContext, measured: dict[str, Estimate]) -> list[DeviceE
     ]
 
 
-def front_records(context: RunContext) -> dict[tuple[str, str], Measurement]:
+def front_records(context: RunContext, target: Target) -> dict[tuple[str, str], Measurement]:
     """Records behind the measured front, by device name and key."""
     return {
         (record.device_name, record.key): record
-        for record in read_measurements(context.folder.file("front.jsonl"))
+        for record in read_measurements(context.folder.file(target.file("front.jsonl")))
     }
+
+
+def _outputs(context: RunContext) -> list[str]:
+    """Files of every target that has a winner."""
+    return [
+        target.file(name)
+        for target in run_targets(context)
+        if winner_of(context.folder, target) is not None
+        for name in ("subnet.onnx", "golden.npz", "manifest.json")
+    ]
 
 
 EXPORT = Stage(
@@ -277,5 +305,6 @@ EXPORT = Stage(
         "seed": context.config.seed,
     },
     needs=("data", "train", "table", "search"),
-    outputs=("subnet.onnx", "golden.npz", "manifest.json"),
+    outputs=(),
+    further_outputs=_outputs,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 
 from pipeline.report.html import write_report as write_html
 from pipeline.run.collect import collect
@@ -16,9 +17,15 @@ def write_report(context: RunContext) -> None:
         context.folder,
         run_name=context.folder.path.name,
         created_utc=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
-        strategy=context.config.train.strategy,
+        strategy=_strategy(context),
     )
     write_html(context.folder.file("report.html"), report)
+
+
+def _strategy(context: RunContext) -> str:
+    if context.config.transfer is None:
+        return context.config.train.strategy
+    return f"transfer from {Path(context.config.transfer.source).name}"
 
 
 REPORT = Stage(

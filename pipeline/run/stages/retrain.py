@@ -160,7 +160,7 @@ def _starting_network(context: RunContext, job: Retraining, space: SpaceOfOne) -
         alone = space.supernet()
     if job.config.start == "inherited":
         network = context.space.network(job.arch)
-        source = context.supernet.source_of(job.arch)
+        source = context.searched_supernet().source_of(job.arch)
         context.space.inherit(network, job.arch, source)
         recalibrate(network, context.eval_batches("calibration", context.dataset_of(job.arch)))
         alone.network.load_state_dict(network.state_dict())
@@ -207,7 +207,7 @@ def _validation(context: RunContext, job: Retraining, network: nn.Module) -> Acc
 
 def _inherited_accuracy(context: RunContext, job: Retraining) -> dict[str, Any]:
     """Test accuracy of the same network with the supernet's weights, as its export has it."""
-    network = materialise(context.space, job.arch, context.supernet)
+    network = materialise(context.space, job.arch, context.searched_supernet())
     dataset = context.dataset_of(job.arch)
     recalibrate(network, context.eval_batches("calibration", dataset))
     accuracy, loss, n_images = evaluate(network, context.eval_batches("test", dataset), Precision())

@@ -4,201 +4,189 @@ While it runs, latencies come from the run's frozen table and the model fitted o
 ``measure = "refine"`` devices measure where that decides most and the model learns from it, with
 ``measure = "all"`` they measure every candidate; the journal ``search.jsonl`` holds every score and
 measurement before the searcher is told of it, ``boards.jsonl`` what boards finished meanwhile.
+
+With several devices there is a search per device and one for all of them, one after the other. They
+share the accuracy cache, and every front is chosen among what any of them has scored. What one of
+them cannot do is no reason to drop what the others found.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
-from latency_tables import LatencyModel
 from latency_tables.arch import Arch
-from latency_tables.cost_table import CostTable
-from latency_tables.files import sha256_file
-from latency_tables.interchange import import_table, read_measurements
-from latency_tables.oracle import Oracle
-from latency_tables.records import Measurement
-from latency_tables.store import TableStore
-from pipeline.randomness import numpy_generator
-from pipeline.run.background import background_sources
+from latency_tables.errors import DeviceError, LimitError
 from pipeline.run.context import RunContext
-from pipeline.run.devices import RunDevice, reference_of
-from pipeline.run.relearning import Relearning
+from pipeline.run.scoring import (
+    PRECISION_FILE,
+    choose_precision,
+    follow_search,
+    make_scorer,
+    make_scoring,
+    name_scoring,
+    say_scoring,
+    scoring_crew,
+)
+from pipeline.run.searching import (
+    Oracles,
+    Settled,
+    devices_of,
+    known_candidates,
+    make_evaluator,
+    make_measuring,
+    measuring_boards,
+    open_journal,
+    proposer_of,
+    target_config,
+)
+from pipeline.run.shifting import (
+    ShiftedSearch,
+    name_weights,
+    shifted_files,
+    shifted_search,
+    supernet_to_score,
+    working_files,
+)
+from pipeline.run.stability import stability_files, write_stability
 from pipeline.run.stage import Stage
-from pipeline.run.stages.table import load_limits, write_records
+from pipeline.run.stages.table import write_records
+from pipeline.run.targets import run_targets, target_files
 from pipeline.run.timings import report_timing, stage_timer
 from pipeline.search.evaluation import Evaluation
-from pipeline.search.evaluator import Evaluator, LatencySource
+from pipeline.search.evaluator import AccuracyCache, Evaluator
 from pipeline.search.front import Front, choose_winner
-from pipeline.search.in_loop import BackgroundSource, InLoop
+from pipeline.search.generation import Scoring
 from pipeline.search.journal import Journal
-from pipeline.search.limits import Limit
+from pipeline.search.learning import BackgroundSource, sources_of
 from pipeline.search.measuring import LiveMeasurer
-from pipeline.search.operators import random_genes, sizes_of
-from pipeline.search.refiner import Refiner, refined
-from pipeline.search.run_search import Progress, make_searcher, search, search_identity
-from pipeline.search.searcher import Propose
-from pipeline.search.sources import exact_proposer, live_source, oracle_source
-from pipeline.spaces.base import Supernet, net_id
-from pipeline.supernet.scoring import PARTS, Scorer
-from pipeline.training.timing import NO_TIMER, Timer
+from pipeline.search.nsga2 import NSGA2
+from pipeline.search.objectives import Objectives
+from pipeline.search.refiner import refined
+from pipeline.search.run_search import Progress, make_searcher, search
+from pipeline.search.sources import live_source
+from pipeline.search.targets import Target, shared_candidates, write_missing
+from pipeline.supernet.scoring import PARTS
 
-N_DRAWS = 2_000
-MEASURING = "measuring the front"
-"""A part of the stage that ``--profile`` tells apart."""
+MEASURING, JUDGING = "measuring the front", "rank stability"
+"""Parts of the stage that ``--profile`` tells apart."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Searched:
+    """A finished search, its journal still open."""
+
+    target: Target
+    evaluator: Evaluator
+    journal: Journal
+    archive: tuple[Evaluation, ...]
+    objectives: Objectives | None
 
 
 def run_search(context: RunContext) -> None:
-    """Search, then measure; write ``front.json``.
+    """Search, then measure; write ``front.json``, for every target.
 
     Raises:
-        LimitError: nothing that was measured keeps all limits.
+        LimitError: nothing that was measured keeps all limits, for no target.
         DeviceError: a device failed; the same command goes on.
     """
-    data = json.loads(context.folder.file("latency.json").read_text())
-    limits = load_limits(data)
-    models = {
-        d.name: LatencyModel.from_dict(data["devices"][d.name]["model"], context.cost_table)
-        for d in context.devices
-    }
-    timer = stage_timer(context, (*PARTS, MEASURING))
-    scorer = make_scorer(context, context.supernet, timer)
-    with TemporaryDirectory() as scratch, TableStore(Path(scratch) / "table.sqlite") as frozen:
-        import_table(frozen, context.folder.file("table.jsonl"))
-        evaluator = Evaluator(
-            space=context.space,
-            cost_table=context.cost_table,
-            score=scorer.score,
-            limits=limits,
-            latency=_predictions(context, models, frozen),
-            supernet=sha256_file(context.folder.file("supernet.safetensors")),
-            bn_policy=context.config.search.bn_key,
-        )
-        identity = search_identity(
-            context.config.search, evaluator, seed=context.config.seed,
-            space_id=context.space.space_id,
-        )  # fmt: skip
-        identity["images"] = {
-            split: context.eval_batches(split).ids_sha256
-            for split in ("calibration", "search-validation")
-        }
-        identity["table"] = sha256_file(context.folder.file("table.jsonl"))
-        journal = Journal.open(context.folder.file("search.jsonl"), identity)
-        with journal, timer.running():
-            with _boards(context) as sources:
-                archive = _search(context, evaluator, journal, models, sources, frozen)
-            with timer.part(MEASURING):
-                front = _measure_front(context, archive, journal, limits)
-    front.write(context.folder.file("front.json"))
-    _freeze_measurements(context, front)
-    winner = front.winner
-    measured = ", ".join(f"{e.latency_ms:.4g} ms on {d}" for d, e in winner.measured.items())
-    context.reporter.say(
-        f"  winner: accuracy {winner.evaluation.accuracy:.2%} on search-validation, "
-        f"{measured or 'not measured'}"
-    )
-    _say_speed(context, scorer)
+    if not context.ranks.leads:
+        follow_search(context)
+        return
+    timer = stage_timer(context, (*PARTS, MEASURING, JUDGING))
+    precision = choose_precision(context, context.supernet)
+    scorer = make_scorer(context, supernet_to_score(context), timer, precision=precision)
+    targets, cache = run_targets(context), AccuracyCache()
+    troubles = Troubles(context, alone=len(targets) == 1)
+    with ExitStack() as kept, Oracles.opened(context) as oracles, timer.running():
+        searched: list[Searched] = []
+        crew = kept.enter_context(scoring_crew(context, scorer))
+        for target in targets:
+            with troubles.of(target):
+                evaluator = make_evaluator(context, target, oracles, scorer, cache)
+                journal = kept.enter_context(open_journal(context, target, evaluator))
+                scoring = make_scoring(context, evaluator, journal, crew)
+                with (
+                    measuring_boards(context, target) as sources,
+                    shifted_search(
+                        context, target, scoring, evaluator, journal, scorer, crew, timer
+                    ) as shifted,
+                ):
+                    searched.append(
+                        _search(
+                            context, target, oracles, evaluator, journal, sources, scoring, shifted
+                        )
+                    )
+        for found in searched:
+            with troubles.of(found.target):
+                with timer.part(MEASURING):
+                    winner = _finish(context, found, [e for s in searched for e in s.archive])
+                with timer.part(JUDGING):
+                    write_stability(context, found.target, found.archive, winner)
+    troubles.settle(targets)
+    say_scoring(context, scorer, [s.evaluator for s in searched])
     report_timing(context, "search", timer)
 
 
-def make_scorer(context: RunContext, supernet: Supernet, timer: Timer = NO_TIMER) -> Scorer:
-    """Scores subnets with inherited weights on fixed held-out images."""
-    search = context.config.search
-    return Scorer(
-        context.space,
-        supernet,
-        calibration=context.eval_batches("calibration", n_images=search.bn_images),
-        validation=context.eval_batches("search-validation"),
-        policy=search.bn,
-        timer=timer,
-    )
+class Troubles:
+    """What kept targets from a winner; with one target alone an error goes on at once."""
 
+    def __init__(self, context: RunContext, *, alone: bool) -> None:
+        self.context, self.alone = context, alone
+        self.found: dict[Target, LimitError | DeviceError] = {}
 
-def _say_speed(context: RunContext, scorer: Scorer) -> None:
-    if scorer.seconds:
-        rate = scorer.n_images / scorer.seconds
-        context.reporter.say(f"  scoring: {rate:,.0f} images/s, calibration included")
+    @contextmanager
+    def of(self, target: Target) -> Iterator[None]:
+        """Note what fails; the other targets go on."""
+        try:
+            yield
+        except (LimitError, DeviceError) as error:
+            if self.alone:
+                raise
+            self.found[target] = error
+            self.context.reporter.warn(f"{target}: {error.message}")
 
+    def settle(self, targets: Sequence[Target]) -> None:
+        """Raise what stops the stage; write down which targets have no winner.
 
-def _predictions(
-    context: RunContext, models: Mapping[str, LatencyModel], frozen: TableStore
-) -> dict[str, LatencySource]:
-    """By device: the run's frozen table, else the model. Nothing is measured here."""
-    return {d.name: _prediction(context, d, models[d.name], frozen) for d in context.devices}
-
-
-def _prediction(
-    context: RunContext, device: RunDevice, model: LatencyModel, frozen: TableStore
-) -> LatencySource:
-    oracle = Oracle(frozen, device.deployment, identify=partial(net_id, context.space), model=model)
-    return oracle_source(oracle)
-
-
-@contextmanager
-def _boards(context: RunContext) -> Iterator[Mapping[str, BackgroundSource]]:
-    """What measures during the search; nothing where the run asks for the front only."""
-    if context.config.search.measure == "front":
-        yield {}
-        return
-    file = context.folder.file("boards.jsonl")
-    warn = context.reporter.warn
-    with background_sources(context.devices, journal=file, on_note=warn) as sources:
-        yield sources
-
-
-def _refiner(
-    context: RunContext,
-    evaluator: Evaluator,
-    journal: Journal,
-    models: Mapping[str, LatencyModel],
-    sources: Mapping[str, BackgroundSource],
-    frozen: TableStore,
-) -> Refiner:
-    """Refits the model of each device with what the search measures on it."""
-    table = read_measurements(context.folder.file("table.jsonl"))
-    return Refiner(
-        sources=sources,
-        refit={
-            d.name: Relearning(
-                model=models[d.name],
-                table=tuple(m for m in table if m.device_name == d.name),
-                store=context.store,
-                predictions=partial(_prediction, context, d, frozen=frozen),
-            )
-            for d in context.devices
-        },
-        evaluator=evaluator,
-        journal=journal,
-        budget=context.config.search.refine_budget,
-    )
+        Raises:
+            DeviceError: a device failed. What others found is kept.
+            LimitError: there is no winner at all.
+        """
+        for error in self.found.values():
+            if isinstance(error, DeviceError):
+                raise error
+        if self.found and len(self.found) == len(targets):
+            raise list(self.found.values())[-1]
+        for target, error in self.found.items():
+            write_missing(self.context.folder.file(target.file("front.json")), target, error)
+            write_records(self.context, target.file("front.jsonl"), [], ())
 
 
 def _search(
     context: RunContext,
+    target: Target,
+    oracles: Oracles,
     evaluator: Evaluator,
     journal: Journal,
-    models: dict[str, LatencyModel],
     sources: Mapping[str, BackgroundSource],
-    frozen: TableStore,
-) -> tuple[Evaluation, ...]:
-    config = context.config.search
-    in_loop = refiner = None
-    if config.measure == "all":
-        in_loop = InLoop(sources=sources, evaluator=evaluator, journal=journal)
-    if config.measure == "refine":
-        refiner = _refiner(context, evaluator, journal, models, sources, frozen)
+    scoring: Scoring,
+    shifted: ShiftedSearch | None,
+) -> Searched:
+    config = target_config(context, target)
     searcher = make_searcher(
         config,
         evaluator,
         seed=context.config.seed,
-        propose=_proposer(context, evaluator.limits, models),
-        initial=_candidates(context),
+        propose=proposer_of(context, evaluator.limits, oracles.models),
+        initial=known_candidates(context),
+        repeat=shifted is not None,
     )
-    with context.reporter.bar("searching") as advance:
+    objectives = searcher.objectives if isinstance(searcher, NSGA2) else None
+    measuring = make_measuring(context, target, oracles, evaluator, journal, sources, objectives)
+    several = len(context.config.device) > 1
+    with context.reporter.bar(f"searching for {target}" if several else "searching") as advance:
 
         def show(progress: Progress) -> None:
             context.give_way()
@@ -210,84 +198,74 @@ def _search(
             searcher,
             evaluator,
             journal,
-            in_loop=in_loop,
-            refiner=refiner,
+            scoring=scoring if shifted is None else shifted.shifting,
+            in_loop=measuring.in_loop,
+            refiner=measuring.reviser,
             n_total=config.n_candidates,
             on_progress=show,
+            reassess=None if shifted is None else shifted.shifting.reassess,
         )
+    if shifted is not None:
+        shifted.finish()
     ended = ", no further network keeps the limits" if result.exhausted else ""
     context.reporter.say(
-        f"  {result.n_evaluated} candidates ({result.n_scored} scored now, "
-        f"{result.n_replayed} from the journal) in {result.seconds:.1f} s{ended}"
+        f"  {f'{target}: ' if several else ''}{result.n_evaluated} candidates "
+        f"({result.n_scored} scored now, {result.n_replayed} from the journal) in "
+        f"{result.seconds:.1f} s{ended}"
     )
-    if refiner is not None:
-        for device in context.devices:
-            table = _prediction(context, device, models[device.name], frozen)
-            context.reporter.say(f"  {device.name}: {refined(journal, device.name, table)}")
-    return result.archive
+    for device in devices_of(context, target):
+        context.reporter.say(f"  {device.name}: {sources_of(result.archive, device.name)}")
+        if measuring.refines:
+            told = refined(journal, device.name, oracles.of_table(device))
+            context.reporter.say(f"  {device.name}: {told}")
+    return Searched(
+        target=target,
+        evaluator=evaluator,
+        journal=journal,
+        archive=result.archive,
+        objectives=objectives,
+    )
 
 
-def _candidates(context: RunContext) -> list[Arch]:
-    """Good subnets that the training strategy knows, best first."""
-    archs = [
-        Arch.from_dict(a) for a in json.loads(context.folder.file("candidates.json").read_text())
-    ]
-    for arch in archs:
-        context.space.validate(arch)
-    return archs
+def _finish(context: RunContext, found: Searched, scored: Sequence[Evaluation]) -> Arch:
+    """Measure the front of a target, choose among all that was ``scored``, write it down."""
+    target = found.target
+    shared = shared_candidates(found.evaluator, found.archive, scored)
+    front = _measure_front(context, found, [*found.archive, *shared])
+    front.write(context.folder.file(target.file("front.json")))
+    name_weights(context, target)
+    name_scoring(context, target, found.journal, found.evaluator.bn_policy)
+    _freeze_measurements(context, target, front)
+    winner = front.winner
+    measured = ", ".join(
+        f"{e.latency_ms:.4g} ms {e.source} on {d}" for d, e in winner.measured.items()
+    )
+    whose = f" for {target}" if len(context.config.device) > 1 else ""
+    context.reporter.say(
+        f"  winner{whose}: accuracy {winner.evaluation.accuracy:.2%} on search-validation, "
+        f"{measured or 'not measured'}"
+    )
+    return winner.evaluation.arch
 
 
-def _proposer(
-    context: RunContext, limits: Sequence[Limit], models: dict[str, LatencyModel]
-) -> Propose | None:
-    """Draws for limits so tight that random networks hardly ever keep them.
-
-    Of several limits the one that the fewest random networks keep is kept by construction; the
-    searcher checks the others.
-    """
-    rng = numpy_generator(context.config.seed, "search", "tightest")
-    genes = random_genes(rng, sizes_of(context.space.decisions), N_DRAWS)
-    found: list[tuple[float, Limit, CostTable]] = []
-    for limit in limits:
-        table = context.cost_table
-        if limit.metric == "latency_ms" and limit.device is not None:
-            table = models[limit.device].with_latency_column(table)
-        found.append(
-            (float((table.column(limit.metric, genes) <= limit.bound).mean()), limit, table)
-        )
-    if not found:
-        return None
-    _, limit, table = min(found, key=lambda entry: entry[0])
-    return exact_proposer(table, limit.metric, limit.bound)
-
-
-def _measure_front(
-    context: RunContext, archive: Sequence[Evaluation], journal: Journal, limits: Sequence[Limit]
-) -> Front:
+def _measure_front(context: RunContext, found: Searched, candidates: Sequence[Evaluation]) -> Front:
+    devices = devices_of(context, found.target)
     with context.reporter.bar("measuring front") as advance:
         measurer = LiveMeasurer(
-            sources={d.name: live_source(_Settled(context, d)) for d in context.devices},
-            journal=journal,
+            sources={d.name: live_source(Settled(context, d)) for d in devices},
+            journal=found.journal,
             on_progress=lambda device, done, total: advance(done, total, device),
         )
-        return choose_winner(archive, limits, measurer, front_size=context.config.latency.remeasure)
+        return choose_winner(
+            candidates,
+            found.target.limits,
+            measurer,
+            front_size=context.config.latency.remeasure,
+            objectives=found.objectives,
+        )
 
 
-class _Settled:
-    """Measures on one device in the state in which its table was built."""
-
-    def __init__(self, context: RunContext, device: RunDevice) -> None:
-        self.context, self.device = context, device
-        table = read_measurements(context.folder.file("table.jsonl"))
-        self.reference_ns = reference_of([m for m in table if m.device_name == device.name])
-
-    def measure(self, archs: Sequence[Arch]) -> list[Measurement]:
-        if self.reference_ns is None:
-            return self.device.measure(archs)
-        return self.device.measure_settled(archs, self.reference_ns, self.context.reporter.warn)
-
-
-def _freeze_measurements(context: RunContext, front: Front) -> None:
+def _freeze_measurements(context: RunContext, target: Target, front: Front) -> None:
     """Copy the records behind the front's measured latencies from the live table."""
     records = []
     for point in front.points:
@@ -298,7 +276,16 @@ def _freeze_measurements(context: RunContext, front: Front) -> None:
                 if m.latency_ms == estimate.latency_ms
             ]
             records += same[-1:]
-    write_records(context, "front.jsonl", records)
+    write_records(context, target.file("front.jsonl"), records, devices_of(context, target))
+
+
+def _settings(context: RunContext) -> dict[str, object]:
+    """What the fronts depend on."""
+    found = context.config.search.in_use()
+    if len(context.config.device) == 1:
+        del found["targets"]  # there is one target in any case
+    remeasure, seed = context.config.latency.remeasure, context.config.seed
+    return {"search": found, "remeasure": remeasure, "seed": seed}
 
 
 def _lineage(context: RunContext) -> dict[str, object]:
@@ -310,13 +297,19 @@ SEARCH = Stage(
     name="search",
     title="searching under the limits",
     run=run_search,
-    settings=lambda context: {
-        "search": context.config.search.in_use(),
-        "remeasure": context.config.latency.remeasure,
-        "seed": context.config.seed,
-    },
+    settings=_settings,
     needs=("table", "train"),
     outputs=("front.json", "front.jsonl"),
-    working=("search.jsonl", "boards.jsonl"),
+    working=("search.jsonl", "boards.jsonl", PRECISION_FILE),
+    further_outputs=lambda context: [
+        *target_files(context, "front.json", "front.jsonl"),
+        *shifted_files(context),
+        *stability_files(context),
+    ],
+    further_working=lambda context: [
+        *target_files(context, "search.jsonl", "boards.jsonl"),
+        *working_files(context),
+    ],
     lineage=_lineage,
+    on_all_ranks=True,
 )

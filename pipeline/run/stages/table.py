@@ -14,10 +14,10 @@ from typing import Any
 
 from latency_tables import gates
 from latency_tables.cost_table import CostTable
-from latency_tables.errors import LimitError
 from latency_tables.estimate import Estimate
 from latency_tables.files import canonical_json, write_json
 from latency_tables.interchange import write_table
+from latency_tables.macs_rank import macs_rank
 from latency_tables.pooling import by_key, pool
 from latency_tables.predictor import LatencyModel
 from latency_tables.records import Measurement
@@ -80,14 +80,23 @@ def fit_model(
         )
 
 
-def write_records(context: RunContext, name: str, records: Sequence[Measurement]) -> None:
-    """Freeze records of the live table in a JSON-lines file of the run."""
+def write_records(
+    context: RunContext,
+    name: str,
+    records: Sequence[Measurement],
+    of_devices: Sequence[RunDevice] | None = None,
+) -> None:
+    """Freeze records of the live table in a JSON-lines file of the run.
+
+    ``of_devices`` are those that the records are of, by default all; others are not asked.
+    """
     header = table_header(
         context.space,
         created=max((str(m.provenance.get("utc", "")) for m in records), default=""),
         n_measurements=len(records),
     )
-    devices = [Device(name=d.name, fingerprint=d.measurer.fingerprint()) for d in context.devices]
+    asked = context.devices if of_devices is None else of_devices
+    devices = [Device(name=d.name, fingerprint=d.measurer.fingerprint()) for d in asked]
     write_table(context.folder.file(name), header, devices, records)
 
 
@@ -147,6 +156,12 @@ def _about(
         f"{found.within_10:.0%} within 10 % (MAPE {found.loo_mape:.1%}, "
         f"tau {found.kendall_tau:.2f})"
     )
+    rank = macs_rank(context.cost_table, records, seed=context.config.seed)
+    if rank is not None:
+        context.reporter.say(
+            f"  {device.name}: Kendall tau of MACs and measured latency {rank}, over {rank.n} "
+            f"{rank.over}"
+        )
     return {
         "device_fp": device.deployment.device_fp,
         "runtime": device.deployment.runtime,
@@ -154,6 +169,7 @@ def _about(
         "cores": list(device.deployment.cores),
         "measuring": device.config.measuring,
         "diagnostics": found.to_dict(),
+        "macs_rank": None if rank is None else rank.to_dict(),
         **report.to_dict(),
         "model": model.to_dict(),
     }
@@ -185,14 +201,6 @@ def _remark(
                 utc=datetime.now(UTC).isoformat(timespec="seconds"),
             )
         )
-
-
-def load_limits(data: dict[str, Any]) -> tuple[Limit, ...]:
-    """The limits that ``latency.json`` holds."""
-    try:
-        return tuple(Limit(**limit) for limit in data["limits"])
-    except (KeyError, TypeError) as error:
-        raise LimitError(f"latency.json is damaged: {error}", hint="hilnas run FOLDER") from None
 
 
 TABLE = Stage(

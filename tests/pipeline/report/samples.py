@@ -17,6 +17,7 @@ from pipeline.report.model import (
     FrontRow,
     LimitRow,
     MeasuredRow,
+    OwnNetwork,
     ReportData,
     SpaceSummary,
     StageTime,
@@ -148,6 +149,22 @@ def full_report(*, devices: tuple[str, ...] = ("local",), **changes: Any) -> Rep
         ),
     )  # fmt: skip
     return ReportData(**{**values, **changes})
+
+
+def boards_report(**changes: Any) -> ReportData:
+    """A finished run for two boards, of which one has no network of its own."""
+    devices = ("rpi4", "nuc")
+    report = full_report(devices=devices)
+    won = report.front[-1]
+    own = OwnNetwork(
+        device="rpi4", folder="boards/rpi4", arch=won.arch, search_accuracy=0.97,
+        test_accuracy=0.96, n_test_images=360, latency=estimate(0.33), macs=2.1e6,
+        size_bytes=600_000, limits=report.limits[:1],
+    )  # fmt: skip
+    none = OwnNetwork(
+        device="nuc", folder="boards/nuc", reason="none of the 8 subnets keeps every limit"
+    )
+    return full_report(devices=devices, **{"own": (own, none), **changes})
 
 
 def _device(name: str, factor: float, rng: random.Random) -> DeviceReport:

@@ -5,20 +5,9 @@ from types import ModuleType
 import pytest
 
 from latency_tables.arch import Arch
-from pipeline.report.figures import agreement, macs_tau, quantity, visible, wilson
-from pipeline.report.model import DeviceReport, FrontRow, TablePoint
+from pipeline.report.figures import agreement, quantity, visible, wilson
+from pipeline.report.model import FrontRow
 from pipeline.report.svg import Axis
-
-
-def point(macs: float, ms: float) -> TablePoint:
-    return TablePoint(macs=macs, latency_ms=ms, low_ms=ms, high_ms=ms)
-
-
-def test_tau_of_macs_and_latency_follows_the_definition() -> None:
-    # of six pairs one is discordant: (5 - 1) / 6
-    table = (point(1, 1), point(2, 2), point(3, 4), point(4, 3))
-    assert macs_tau(DeviceReport(name="b", table=table)) == pytest.approx(2 / 3)
-    assert macs_tau(DeviceReport(name="b", table=table[:2])) is None
 
 
 def test_agreement_counts_what_fell_into_the_predicted_interval(samples: ModuleType) -> None:
@@ -34,6 +23,17 @@ def test_agreement_counts_what_fell_into_the_predicted_interval(samples: ModuleT
     assert (found.n, found.inside) == (3, 2)
     assert found.error == pytest.approx(0.05 / 1.05)
     assert agreement([row(1.0, 1.0)], "another") is None
+
+
+@pytest.mark.parametrize("source", ["measured", "table"])
+def test_what_the_search_had_from_the_device_or_its_table_is_no_prediction(
+    samples: ModuleType, source: str
+) -> None:
+    row = FrontRow(
+        arch=Arch({}), accuracy=0.5,
+        predicted={"b": samples.estimate(1.0, source)}, measured={"b": samples.estimate(1.0)},
+    )  # fmt: skip
+    assert agreement([row], "b") is None
 
 
 def test_wilson_agrees_with_the_published_interval() -> None:

@@ -271,3 +271,19 @@ def test_the_report_is_written_whole(samples: ModuleType, tmp_path: Path) -> Non
     write_report(tmp_path / "report.html", samples.full_report())
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
     assert (tmp_path / "report.html").read_text(encoding="utf-8").rstrip().endswith("</html>")
+
+
+def test_a_page_for_several_boards_has_a_row_per_network(samples: ModuleType) -> None:
+    text = render_html(samples.boards_report())
+    page = " ".join(Page(text).words)
+    assert "A network for each device, and one for all" in page
+    assert "boards/rpi4" in page
+    assert "none of the 8 subnets keeps every limit" in page
+    assert text.count("measured, ") >= 3  # every latency of the table says what it is
+
+
+def test_a_page_without_a_network_for_all_says_why(samples: ModuleType) -> None:
+    report = samples.boards_report(winner=None, front=(), no_common=EVIL)
+    text = render_html(report)
+    assert "There is no network for all devices." in text
+    assert "<script>" not in text

@@ -24,6 +24,7 @@ class Script:
 
     costs: CostTable
     noise: dict[str, float] = field(default_factory=dict)
+    factor: Callable[[str, Any], float] = lambda device, arch: 1.0
     batch_size: int = 5
     stop_after: int | None = None
     fails: Callable[[Any], bool] = lambda job: False
@@ -32,11 +33,11 @@ class Script:
     asked: list[tuple[str, str]] = field(default_factory=list)
 
     def latency_ns(self, device: str, arch: Any) -> int:
-        """0.2 ms and 1 ms per MMAC, with noise that belongs to the network."""
+        """0.2 ms and 1 ms per MMAC times ``factor``, with noise that belongs to the network."""
         macs = self.costs.cost(arch, "macs")
         seed = int.from_bytes(hashlib.sha256(repr(sorted(arch.items())).encode()).digest()[:8])
         noise = np.random.default_rng(seed).normal(0, self.noise.get(device, 0.01))
-        return int((200_000 + macs) * np.exp(noise))
+        return int((200_000 + macs) * np.exp(noise) * self.factor(device, arch))
 
     def measurer(self, spec: Any, *, profile: str, on_result: Any, **_: Any) -> ScriptedMeasurer:
         """Stands in for ``DeviceMeasurer``."""

@@ -120,3 +120,26 @@ def test_the_lock_is_free_again_afterwards(folder):
         RunFolder(folder.path).locked(),
     ):
         pass
+
+
+def test_files_of_one_name_in_different_folders_are_put_aside_apart(tmp_path):
+    folder = RunFolder(tmp_path)
+    names = ["front.json", "boards/a/front.json", "boards/b/front.json"]
+    for name in names:
+        folder.file(name).parent.mkdir(parents=True, exist_ok=True)
+        folder.file(name).write_text(name)
+    folder.begin("search", "f", outputs=names)
+    (aside,) = folder.file("superseded").iterdir()
+    assert [(aside / name).read_text() for name in names] == names
+
+
+def test_what_other_settings_wrote_and_these_do_not_is_put_aside_too(tmp_path):
+    folder = RunFolder(tmp_path)
+    names = ["front.json", "boards/a/front.json"]
+    folder.begin("search", "f", outputs=names)
+    for name in names:
+        folder.file(name).parent.mkdir(parents=True, exist_ok=True)
+        folder.file(name).write_text(name)
+    folder.finish("search", "f", names, seconds=0.1)
+    folder.begin("search", "g", outputs=["front.json"])
+    assert not any(folder.file(name).exists() for name in names)

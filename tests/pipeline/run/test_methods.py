@@ -6,10 +6,13 @@ import json
 from functools import cache
 
 import pytest
+import torch
 
+from latency_tables.files import sha256_file
 from pipeline.run.profile import space_of
 from pipeline.run.source import read_source
 from pipeline.search.journal import read_journal
+from pipeline.supernet.weights import load_supernet
 from tests.pipeline.run.scripted_board import Script
 
 # few paths per step: the cost of a step is not what is looked at
@@ -19,6 +22,7 @@ METHODS = {
     "greedynas": "drawn = 3, trained = 2, scoring_images = 40, pool_size = 10",
     "attentivenas": "candidates = 2, attentive = 1",
 }
+SHIFTING = "{batches = 1, images_per_batch = 8, keep = 4}"
 SEARCH = "{population = 8, parents = 4, crossover = 3, mutation = 3, generations = 1}"
 
 
@@ -60,6 +64,26 @@ def test_a_method_trains_and_searches_under_a_latency_limit(finished, space, str
     limits = json.loads((folder / "latency.json").read_text())["limits"]
     assert winner["measured"]["local"]["latency_ms"] <= limits[0]["bound"]
     assert json.loads((folder / "train.jsonl").read_text().splitlines()[-1])["step"] == 3
+
+
+@pytest.mark.parametrize("space", ["shufflenetv2", "mobilenetv2"])
+@pytest.mark.parametrize(
+    "strategy",
+    ["spos", *(pytest.param(name, marks=pytest.mark.long) for name in METHODS if name != "spos")],
+)
+def test_a_method_shifts_its_supernet_while_it_searches(finished, space, strategy) -> None:
+    folder = finished(space, strategy, f"search.shifting={SHIFTING}")
+    front = json.loads((folder / "front.json").read_text())
+    winner = front["points"][front["winner"]]
+    assert winner["score"]["shift"] == 1  # scored with the final weights
+    shifted, trained = (
+        load_supernet(space_named(space), folder / file).state_dict()
+        for file in ("shifted.safetensors", "supernet.safetensors")
+    )
+    assert front["weights"]["sha256"] == sha256_file(folder / "shifted.safetensors")
+    moved = {name for name, value in trained.items() if not torch.equal(value, shifted[name])}
+    assert moved
+    assert not any(name.endswith(("running_mean", "running_var")) for name in moved)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from latency_tables.files import sha256_file
 from pipeline.export.check import check_export
 from pipeline.export.manifest import AccuracyBlock, AccuracyEntry
 from pipeline.retraining.config import retrain_config
-from pipeline.run.retraining import retrain
+from pipeline.run.folder import RunFolder
+from pipeline.run.retraining import choose_arch, retrain
 from pipeline.run.teacher import open_teacher
 from pipeline.supernet.scoring import materialise
 from pipeline.training.config import TeacherConfig
@@ -326,3 +327,11 @@ def test_a_supernet_learns_from_the_teacher_of_the_run_file(open_run, tmp_path, 
     )
     open_run(*taught).run(until="train")  # the same name, another network: trained again
     assert sha256_file(tmp_path / "run/supernet.safetensors") != before
+
+
+def test_without_a_network_for_all_devices_a_board_s_own_is_named_instead(tmp_path):
+    front = {"schema": 1, "points": [], "winner": None, "reason": "none of the 8 subnets keeps all"}
+    (tmp_path / "front.json").write_text(json.dumps(front))
+    with pytest.raises(RunError, match="none of the 8 subnets keeps all") as caught:
+        choose_arch(RunFolder(tmp_path), None)
+    assert "boards/NAME/manifest.json" in caught.value.hint

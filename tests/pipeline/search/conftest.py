@@ -18,10 +18,12 @@ from latency_tables.estimate import Estimate
 from pipeline.search.config import SearchConfig
 from pipeline.search.evaluation import Score
 from pipeline.search.evaluator import Evaluator
-from pipeline.search.in_loop import BackgroundSource, InLoop
+from pipeline.search.front import pareto_front
+from pipeline.search.in_loop import InLoop
 from pipeline.search.journal import Journal
+from pipeline.search.learning import BackgroundSource, InTurn, Learning, Refit, Reviser
 from pipeline.search.limits import Limit
-from pipeline.search.refiner import Refiner
+from pipeline.search.remeasuring import Remeasurer
 from pipeline.search.run_search import (
     Progress,
     SearchResult,
@@ -106,20 +108,38 @@ class World:
         on_progress: Callable[[Progress], None] | None = None,
         evaluator: Evaluator | None = None,
         boards: Mapping[str, BackgroundSource] | None = None,
-        refiner: Callable[[Evaluator, Journal], Refiner] | None = None,
+        refiner: Callable[[Evaluator, Journal], Reviser] | None = None,
+        refit: Mapping[str, Refit] | None = None,
+        every: int | None = None,
         **options: Any,
     ) -> SearchResult:
         evaluator = evaluator or self.evaluator(*limits)
         searcher = make_searcher(config, evaluator, seed=seed, **options)
         identity = search_identity(config, evaluator, seed=seed, space_id="world")
         with Journal.open(path, identity) as journal:
-            loop = InLoop(sources=boards or {}, evaluator=evaluator, journal=journal)
+            learning = Learning(refit=refit or {}, evaluator=evaluator)
+            loop = InLoop(
+                sources=boards or {},
+                evaluator=evaluator,
+                journal=journal,
+                learning=learning,
+                budget=config.measure_budget,
+            )
+            again = Remeasurer(
+                sources=boards or {},
+                learning=learning,
+                journal=journal,
+                every=every or 1_000,
+                front=pareto_front,
+            )
+            measured = boards is not None and config.measure == "all"
+            revisers: list[Reviser] = [loop, again] if measured else [again]
             return search(
                 searcher,
                 evaluator,
                 journal,
-                in_loop=loop if boards else None,
-                refiner=refiner(evaluator, journal) if refiner else None,
+                in_loop=loop if measured else None,
+                refiner=refiner(evaluator, journal) if refiner else InTurn(revisers),
                 on_progress=on_progress,
             )
 

@@ -104,7 +104,7 @@ def test_a_journal_from_before_there_were_refinements_is_continued(
     with monkeypatch.context() as strange:
         strange.setattr("pipeline.search.journal.SCHEMA", 9)
         make_world().run(tmp_path / "new", TINY, *LIMITS)
-    with pytest.raises(RunError, match="schema 2 or 3"):
+    with pytest.raises(RunError, match="schemas 2, 3, 4"):
         make_world().run(tmp_path / "new", TINY, *LIMITS)
 
 

@@ -4,6 +4,7 @@ import csv
 import gzip
 import os
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -14,6 +15,7 @@ from pipeline.search.journal import Journal
 from pipeline.search.limits import Limit, feasible_by_cost
 from pipeline.search.operators import all_genes, sizes_of
 from pipeline.search.run_search import make_searcher, search
+from tests.bench.table_worlds import macro
 
 
 def shared_data():
@@ -59,3 +61,26 @@ def test_evolution_comes_within_two_tenths_of_the_best_under_a_macs_limit(
     assert best_accuracy - 0.2 <= found <= best_accuracy
     assert result.n_evaluated == 500
     assert all(e.costs["macs"] <= macs for e in result.archive)
+
+
+@pytest.mark.long
+def test_assisted_nsga2_has_the_front_of_plain_nsga2_after_a_third_of_the_evaluations(
+    accuracies, tmp_path
+):
+    world = macro(shared_data().parents[1])
+
+    def share(name, seed, **settings):
+        evaluator = world.evaluator(limited=False)
+        searcher = make_searcher(SearchConfig(method="nsga2", **settings), evaluator, seed=seed)
+        with Journal.open(tmp_path / f"{name}{seed}.jsonl", {}) as journal:
+            archive = search(searcher, evaluator, journal).archive
+        rows = world.rows([world.place[e.arch] for e in archive])
+        return len(archive), world.hypervolume(rows)
+
+    few, assisted = zip(
+        *(share("assisted", s, assisted=True, population=25, generations=12) for s in range(7)),
+        strict=True,
+    )
+    many, plain = zip(*(share("plain", s, generations=19) for s in range(7)), strict=True)
+    assert max(few) * 3 <= min(many)
+    assert median(assisted) >= median(plain)

@@ -13,6 +13,7 @@ from latency_tables.errors import DeviceError, LinkLostError, MeasurementError, 
 from pipeline.search.config import SearchConfig
 from pipeline.search.evaluation import Candidate, Evaluation, Score
 from pipeline.search.journal import Journal, read_journal
+from pipeline.search.learning import Learning
 from pipeline.search.limits import Limit
 from pipeline.search.refiner import Refiner, refined
 from pipeline.search.run_search import make_searcher
@@ -64,8 +65,7 @@ class SlowBoard:
     def refiner(self, *, budget=20):
         return lambda evaluator, journal: Refiner(
             sources={"board": self},
-            refit={"board": self.refit},
-            evaluator=evaluator,
+            learning=Learning(refit={"board": self.refit}, evaluator=evaluator),
             journal=journal,
             budget=budget,
         )
@@ -254,8 +254,9 @@ def test_every_device_has_its_own_budget_and_learns_from_itself_alone(
         evaluator=evaluator,
         refiner=lambda evaluator, journal: Refiner(
             sources=boards,
-            refit={name: board.refit for name, board in boards.items()},
-            evaluator=evaluator,
+            learning=Learning(
+                refit={name: board.refit for name, board in boards.items()}, evaluator=evaluator
+            ),
             journal=journal,
             budget=5,
         ),

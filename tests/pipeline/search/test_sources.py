@@ -1,8 +1,11 @@
+import numpy as np
 import pytest
 
-from latency_tables.arch import Arch
+from latency_tables.arch import Arch, Decision
+from latency_tables.cost_table import Column, CostTable, Factor
 from latency_tables.errors import MeasurementError
 from latency_tables.records import Measurement, Statistics, Verdict
+from latency_tables.sampler import make_sampler
 from pipeline.search.config import SearchConfig
 from pipeline.search.limits import Limit
 from pipeline.search.run_search import make_searcher
@@ -83,3 +86,49 @@ def test_the_exact_sampler_proposes_what_random_draws_never_find(make_world):
     assert len(asked) == 30
     assert set(asked) <= set(proposed)
     assert all(world.table.cost(arch, "macs") <= 10e6 for arch in asked)
+
+
+@pytest.mark.parametrize(("bound", "rare"), [(40e6, True), (1e9, False)])
+def test_the_sampler_is_asked_at_once_only_where_few_keep_the_limit(make_world, bound, rare):
+    world = make_world(n=20)
+    config = SearchConfig(population=30, parents=5, crossover=10, mutation=10)
+    evaluator = world.evaluator(Limit(metric="macs", bound=bound))
+    exact, drawn = exact_proposer(world.table, "macs", bound), []
+    assert (exact.share < 0.1) == rare
+    checked = evaluator.violations
+    evaluator.violations = lambda archs: drawn.extend(archs) or checked(archs)
+    asked = make_searcher(config, evaluator, seed=0, propose=exact).ask()
+    at_random = make_searcher(config, evaluator, seed=0).ask()
+    assert len(asked) == 30
+    assert (asked == at_random) == (not rare)
+    if rare:
+        assert drawn[:30] == asked  # nothing was drawn in vain
+
+
+def test_the_first_generation_is_uniform_whichever_way_it_is_drawn(make_world):
+    """A bound that 5 % keep: rejected uniform draws and exact ones have the same mean cost."""
+    world = make_world(n=20)
+    bound = float(make_sampler(world.table, "macs").quantiles(0.05))
+    rng = np.random.default_rng(0)
+    exact = world.table.column(
+        "macs", make_sampler(world.table, "macs").sample(rng, 0, bound, 4_000)
+    )
+    sizes = [len(d.choices) for d in world.table.decisions]
+    uniform = world.table.column("macs", rng.integers(0, sizes, (80_000, len(sizes))))
+    kept = uniform[uniform <= bound]
+    error = np.hypot(exact.std() / np.sqrt(len(exact)), kept.std() / np.sqrt(len(kept)))
+    assert abs(exact.mean() - kept.mean()) < 4 * error
+
+
+def test_a_limit_without_an_exact_sampler_is_proposed_by_rejection():
+    labels = [f"b{i}" for i in range(20)]
+    table = CostTable(
+        [Decision(label=x, choices=(0, 1)) for x in labels],
+        [Column(name="peak", unit="byte", reduce="max")],
+        [Factor(name=x, labels=(x,), values=np.array([[1.0], [2.0]])) for x in labels[:3]],
+    )
+    proposer = exact_proposer(table, "peak", 1.0)
+    assert not proposer.sampler.exact
+    assert proposer.share == pytest.approx(0.125, abs=0.01)
+    archs = proposer(np.random.default_rng(0), 20)
+    assert [table.cost(arch, "peak") for arch in archs] == [1.0] * 20
