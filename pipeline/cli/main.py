@@ -20,12 +20,14 @@ from pipeline.cli import (
     devices,
     doctor,
     measure,
+    rank,
     ranks,
     results,
     retrain,
     run,
     space,
     tables,
+    transfer,
 )
 
 EXIT_INTERRUPTED = 130
@@ -53,10 +55,12 @@ for command in (
     run.init,
     run.train,
     run.search,
+    transfer.transfer,
     retrain.retrain,
     results.export,
     check.check,
     results.report,
+    rank.rank,
     space.space,
     measure.measure,
     devices.devices,

@@ -1,12 +1,14 @@
 """The command line: exit codes, messages that name the next command, JSON, start-up time."""
 
 import errno
+import itertools
 import json
 import os
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from pipeline.cli.main import EXIT_DISK, EXIT_INTERRUPTED, run_cli
@@ -26,7 +28,8 @@ def test_help_lists_every_command(capsys):
     assert run_cli(["--help"]) == 0
     out = capsys.readouterr().out
     for command in ("run", "init", "train", "search", "export", "check", "report", "measure",
-                    "retrain", "devices", "tables", "space", "doctor"):  # fmt: skip
+                    "retrain", "rank", "transfer", "devices", "tables", "space",
+                    "doctor"):  # fmt: skip
         assert f"\n  {command} " in out
 
 
@@ -114,6 +117,36 @@ def test_space_profile_prints_json(capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["size"] == 6561
     assert found["costs"]["macs"]["min"] < found["costs"]["macs"]["max"]
+
+
+def test_space_profile_counts_the_networks_that_keep_a_limit_exactly(capsys):
+    limits = ["--set", "device=[{name='local', limits={macs=1.2e6, peak_memory_bytes=3e5}}]"]
+    assert run_cli(["space", "profile", "digits", *limits, "--levels", "4", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    from pipeline.spaces import load_space
+
+    table = load_space("nasbench_macro", preset="tiny", input_shape=(1, 8, 8), n_classes=10)
+    genes = np.array(list(itertools.product(range(3), repeat=8)))
+    table = table.cost_table()
+    macs, memory = (table.column(c, genes) for c in ("macs", "peak_memory_bytes"))
+    assert [k["networks"] for k in found["kept"]] == [(macs <= 1.2e6).sum(), (memory <= 3e5).sum()]
+    assert [k["largest"] for k in found["kept"]] == [
+        macs[macs <= 1.2e6].max(), memory[memory <= 3e5].max(),
+    ]  # fmt: skip
+    both = ((macs <= 1.2e6) & (memory <= 3e5)).mean()
+    assert found["share_within_limits"] == pytest.approx(both, abs=0.01)
+    levels = found["levels"]["macs"]
+    assert [round(v["probability"] * len(genes)) for v in levels] == [
+        ((macs >= v["low"]) & (macs <= v["high"])).sum() for v in levels
+    ]
+
+
+def test_space_profile_prints_shares_and_levels(capsys):
+    limits = ["--set", "device=[{name='local', limits={macs=1.2e6}}]"]
+    assert run_cli(["space", "profile", "digits", *limits, "--levels", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "limit 1,200,000 MACs: 78.4 % = 5141 networks keep it\n" in out
+    assert "levels of macs" in out
 
 
 def test_space_show_lists_decisions(capsys):

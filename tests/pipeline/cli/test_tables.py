@@ -146,7 +146,8 @@ def test_names_from_files_cannot_write_to_the_terminal(shared, at_home, capsys):
         assert "evil[red]" in out
 
 
-def test_evaluate_prints_cross_validated_errors_and_keeps_them(shared, at_home, capsys):
+def fill_digits(shared, path):
+    """40 networks of the digits starter whose latency is their MACs, in ms; the mean is 1."""
     from pipeline.run.profile import space_of
     from pipeline.run.source import read_source
 
@@ -154,12 +155,35 @@ def test_evaluate_prints_cross_validated_errors_and_keeps_them(shared, at_home, 
     costs, rng = space.cost_table(), np.random.default_rng(0)
     archs = list({a: None for a in (space.sample(rng) for _ in range(60))})[:40]
     macs = costs.column("macs", costs.genes(archs))
-    with TableStore(at_home / "t.sqlite") as store:
+    with TableStore(path) as store:
         store.add_device("local", shared.DEVICE)
         store.add_all(
             shared.measurement(i, float(m / macs.mean()), space_id=space.space_id, arch=arch)
             for i, (arch, m) in enumerate(zip(archs, macs, strict=True))
         )
+    return costs, macs.mean()
+
+
+def test_space_profile_counts_networks_by_predicted_latency(shared, at_home, capsys):
+    costs, macs_of_1_ms = fill_digits(shared, at_home / "t.sqlite")
+    limit = ["--set", "device=[{name='local', limits={latency_ms=0.8}}]"]
+    arguments = ["space", "profile", "digits", *limit, "--table", "t.sqlite", "--levels", "2"]
+    assert run_cli([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (kept,) = found["latency"]["local"]["kept"]
+    genes = np.array(list(np.ndindex(*[len(d.choices) for d in costs.decisions])))
+    expected = (costs.column("macs", genes) <= 0.8 * macs_of_1_ms).mean()
+    assert kept["share"] == pytest.approx(expected, abs=0.03)
+    assert len(found["levels"]["latency_ms on local"]) == 2
+    assert run_cli(arguments) == 0
+    out = capsys.readouterr().out
+    assert "limit 0.8 ms on local" in out
+    assert "networks keep it, by prediction" in out
+    assert "levels of latency on local" in out
+
+
+def test_evaluate_prints_cross_validated_errors_and_keeps_them(shared, at_home, capsys):
+    fill_digits(shared, at_home / "t.sqlite")
     arguments = ("evaluate", "digits", "--table", "t.sqlite", "--folds", "3")
     (found,) = json.loads(run(capsys, *arguments, "--json"))
     assert found["all"]["n"] == 40
