@@ -9,7 +9,7 @@ with inherited weights on held-out images, and the two orders are compared. The 
 Every training and every scoring is kept in ``DIR``, so that a stopped study goes on where it was;
 ``--summary`` only prints what is there. The scale is set by ``--preset``, ``--train-images``,
 ``--epochs``, ``--archs`` and ``--score-images``; ``--full`` is that of the benchmark's authors
-(full width, 32 px, 45,000 images, 120 epochs, all 6,561 subnets, 5,000 images) and wants a GPU.
+(full width, 32 px, 45,000 images, 120 epochs, all 6,561 subnets, 3,500 images) and wants a GPU.
 
 An *image pass* is one image going forward and backward through one subnet. Strategies that train
 several subnets per step take fewer steps, so that all methods spend the same number of passes;
@@ -63,6 +63,8 @@ METHODS: dict[str, tuple[str, float, dict[str, Any]]] = {
 """Name → strategy, image passes per image of a step, options."""
 PLAIN = "plain script"
 WIDTHS = {"paper": 32, "half": 16, "tiny": 8}
+SEARCH_IMAGES = 1000
+"""Held-out images that searches choose winners on (:mod:`tests.bench.shifted_ranking`)."""
 POLICIES = ("recalibrate", "batch")
 ENOUGH = 0.546
 """tau of MACs over all subnets: a supernet below it is worth less than counting."""
@@ -80,7 +82,10 @@ class Study:
         self.dataset: ImageDataset = load_dataset(config, seed=0)
         self.splits: Splits = self.dataset.splits(
             config, seed=0,
-            plan={"calibration": options.calibration_images, "scoring": options.score_images},
+            plan={
+                "calibration": options.calibration_images, "scoring": options.score_images,
+                "search": SEARCH_IMAGES,
+            },
         )  # fmt: skip
         chosen = numpy_generator(0, "images").permutation(self.splits.train)
         self.train_images = np.sort(chosen[: options.train_images])
@@ -89,15 +94,19 @@ class Study:
             n_classes=self.dataset.n_classes,
         )  # fmt: skip
         with gzip.open(options.truth, "rt", newline="") as stream:
-            truth = {row["arch"]: float(row["mean_acc"]) for row in csv.DictReader(stream)}
-        genomes = sorted(truth)
+            self._truth = {row["arch"]: float(row["mean_acc"]) for row in csv.DictReader(stream)}
+        genomes = sorted(self._truth)
         order = numpy_generator(0, "subnets").permutation(len(genomes))[: options.archs]
         self.genomes = [genomes[i] for i in order]
         self.archs: list[Arch] = [arch_of_genome(self.space, g) for g in self.genomes]  # type: ignore[arg-type]
-        self.truth = np.array([truth[g] for g in self.genomes])
+        self.truth = np.array([self._truth[g] for g in self.genomes])
         full = load_space("nasbench_macro", preset="paper", input_shape=(3, 32, 32), n_classes=10)
         genes = full.cost_table().genes(self.archs)
         self.macs = full.cost_table().column("macs", genes)
+
+    def truth_of(self, arch: Arch) -> float:
+        """Accuracy in per cent when trained alone."""
+        return self._truth["".join(str(gene) for gene in arch.genes(self.space.decisions))]
 
     def batches(self, split: str, size: int = 250) -> EvalBatches:
         """Fixed batches of held-out images."""
@@ -284,9 +293,8 @@ def summary(study: Study) -> None:
     print(flush=True)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the study, or print it."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def arguments_of_study(parser: argparse.ArgumentParser) -> None:
+    """The options that :class:`Study` reads."""
     parser.add_argument("--images", type=Path, required=True, help=".npz of CIFAR-10")
     parser.add_argument("--truth", type=Path, required=True, help="nas_bench_macro.csv.gz")
     parser.add_argument("--out", type=Path, required=True)
@@ -308,10 +316,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--plain-bf16", action="store_true", help="the rival computes in bf16")
     parser.add_argument("--full", action="store_true", help="the authors' scale, for a GPU")
     parser.add_argument("--summary", action="store_true", help="print what is there")
-    options = parser.parse_args(arguments)
+
+
+def scaled(options: argparse.Namespace) -> argparse.Namespace:
+    """Options at the authors' scale, where it is asked for."""
     if options.full:
         options.preset, options.pixels, options.train_images = "paper", 32, 45_000
-        options.epochs, options.archs, options.score_images = 120, 6561, 4000
+        options.epochs, options.archs, options.score_images = 120, 6561, 3500
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the study, or print it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    arguments_of_study(parser)
+    options = scaled(parser.parse_args(arguments))
     with torch_threads(1):
         study = Study(options)
         if not options.summary:

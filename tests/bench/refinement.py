@@ -42,6 +42,7 @@ from pipeline.search.evaluator import Evaluator, LatencySource
 from pipeline.search.evolution import EvolutionSearch
 from pipeline.search.front import choose_winner
 from pipeline.search.journal import Journal
+from pipeline.search.learning import Learning
 from pipeline.search.limits import Limit
 from pipeline.search.measuring import LiveMeasurer
 from pipeline.search.operators import archs_of, crossover, genes_of, mutate, pairs
@@ -203,8 +204,7 @@ def compare(world: World, way: str, seed: int) -> dict[str, float]:
     ):
         refiner = Refiner(
             sources={"device": device},
-            refit={"device": refit},
-            evaluator=evaluator,
+            learning=Learning(refit={"device": refit}, evaluator=evaluator),
             journal=journal,
             budget=BUDGET,
         )
