@@ -90,7 +90,9 @@ def make_plan(context: RunContext) -> Plan:
             steps * step_seconds,
         ),
         "search": (
-            str(search), search.n_scored * score_seconds + measuring,
+            str(search),
+            search.n_scored * score_seconds + measuring
+            + search.images_learnt * step_seconds / context.config.train.batch_size,
         ),
         "export": (
             f"ONNX, parity, manifest{of_each}", search.n_targets * EXPORT_SECONDS,

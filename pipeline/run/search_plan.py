@@ -12,11 +12,15 @@ from pipeline.search.targets import targets_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchPlan:
-    """``n_candidates`` in each of ``n_targets`` searches; ``n_measured`` on each device in all."""
+    """``n_candidates`` in each of ``n_targets`` searches; ``n_measured`` on each device in all.
+
+    ``images_learnt`` are training images of shifting, in all searches.
+    """
 
     n_targets: int
     n_candidates: int
     n_measured: int
+    images_learnt: int
 
     @property
     def n_scored(self) -> int:
@@ -27,7 +31,7 @@ class SearchPlan:
         each = f"{self.n_targets} searches, each of " if self.n_targets > 1 else ""
         return (
             f"{each}{self.n_candidates} candidates, at most {self.n_measured} measured on each "
-            "device"
+            f"device{f', {self.images_learnt:,} images learnt' if self.images_learnt else ''}"
         )
 
 
@@ -46,7 +50,20 @@ def plan_search(config: RunConfig) -> SearchPlan:
         n_targets=len(targets),
         n_candidates=config.search.n_candidates,
         n_measured=searches_per_device * measured,
+        images_learnt=len(targets) * n_learnt(config.search),
     )
+
+
+def n_learnt(config: SearchConfig) -> int:
+    """Images that one search trains its candidates on.
+
+    >>> n_learnt(SearchConfig(shifting=True)), n_learnt(SearchConfig())
+    (640000, 0)
+    """
+    if config.shifting is None:
+        return 0
+    first = 0 if config.shifting.learns_first else min(config.population, config.n_candidates)
+    return (config.n_candidates - first) * config.shifting.n_images
 
 
 def n_while_searching(config: SearchConfig) -> int:

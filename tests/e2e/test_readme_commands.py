@@ -3,6 +3,9 @@
 Those with a prompt need a board: a real SSH server on 127.0.0.1 stands in for it.
 """
 
+import csv
+import io
+import json
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 
 from device_agents.inventory import change_device
+from pipeline.search.journal import read_journal
 from tests.docs.test_readme import board_commands, commands
 from tests.e2e.conftest import Home
 from tests.fakes.ssh_servers import OpenSsh
@@ -41,7 +45,21 @@ def test_the_command_works(finished, command):
             images=np.zeros((240, 8, 8), np.uint8) + 80 * labels[:, None, None].astype(np.uint8),
             labels=labels,
         )
-    finished.hilnas(*command[1:])
+    if command[1] == "rank":
+        (finished.path / command[-1]).write_text(known_networks(finished.path / "runs/digits"))
+    # a transfer is a second main job; tests/e2e/test_transfer.py runs it to its end
+    finished.hilnas(*command[1:], *(["--plan"] if command[1] == "transfer" else []))
+
+
+def known_networks(run):
+    """A table of the networks that a run has scored, as if each had been trained alone, too."""
+    journal = read_journal(run / "search.jsonl")
+    with io.StringIO(newline="") as text:
+        table = csv.writer(text)
+        table.writerow(["arch", "accuracy"])
+        for candidate, score in zip(journal.generations[0], journal.scores[0], strict=True):
+            table.writerow([json.dumps(dict(candidate.arch)), score.accuracy])
+        return text.getvalue()
 
 
 @pytest.fixture(scope="module")
