@@ -1,6 +1,7 @@
 """Runs on boards that answer by formula."""
 
 import io
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from pipeline.run.source import read_source
 from tests.pipeline.run.scripted_board import Script
 
 SAMPLES = 16
+_MADE: dict[tuple[object, ...], Path] = {}
 
 
 @pytest.fixture(scope="session")
@@ -59,5 +61,26 @@ def open_run(tmp_path, said, script):
             inventory=read_inventory(inventory_file, work_dir=tmp_path / "work"),
             reporter=Reporter(console),
         )
+
+    return make
+
+
+@pytest.fixture
+def made_once(open_run, tmp_path, tmp_path_factory):
+    """Puts the folder of a run up to a stage into place, and its live table where that is asked
+    for; both are made once and copied from then on."""
+
+    def make(*overrides, until, devices=("local",), table=True):
+        key, run = (overrides, until, devices), tmp_path / "run"
+        if key not in _MADE:
+            open_run(*overrides, devices=devices).run(until=until)
+            _MADE[key] = tmp_path_factory.mktemp("made")
+            shutil.copytree(run, _MADE[key] / "run")
+            shutil.copy(tmp_path / "tables.sqlite", _MADE[key])
+            return
+        shutil.rmtree(run, ignore_errors=True)
+        shutil.copytree(_MADE[key] / "run", run)
+        if table:
+            shutil.copy(_MADE[key] / "tables.sqlite", tmp_path)
 
     return make

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 
 import numpy as np
@@ -27,21 +26,12 @@ SMALL = (
     "latency.remeasure=2",
 )
 BUDGET = ("search.measure=all", "search.measure_budget=12")
-_TRAINED = {}
 
 
 @pytest.fixture
-def run(open_run, script, tmp_path, tmp_path_factory):
+def run(open_run, made_once):
     """Opens a run whose supernet is trained."""
-    if "folder" not in _TRAINED:
-        open_run(*SMALL).run(until="train")
-        kept = tmp_path_factory.mktemp("trained")
-        shutil.copytree(tmp_path / "run", kept / "run")
-        shutil.copy(tmp_path / "tables.sqlite", kept)
-        _TRAINED["folder"] = kept
-    else:
-        shutil.copytree(_TRAINED["folder"] / "run", tmp_path / "run")
-        shutil.copy(_TRAINED["folder"] / "tables.sqlite", tmp_path)
+    made_once(*SMALL, until="train")
     return lambda *overrides: open_run(*SMALL, *overrides)
 
 
@@ -83,13 +73,12 @@ def test_candidates_are_measured_while_the_budget_lasts(run, said):
     assert f"local: latencies of {n} candidates: 12 measured while searching" in told
 
 
-def test_a_search_with_a_budget_that_was_stopped_ends_like_one_that_was_not(run, script, tmp_path):
+def test_a_search_with_a_budget_that_was_stopped_ends_like_one_that_was_not(run, script, made_once):
     job = run(*BUDGET, "search.remeasure_every=1")
     job.run(until="search")
     whole = job.folder.file("search.jsonl").read_bytes()
     front = job.folder.file("front.json").read_bytes()
-    shutil.rmtree(tmp_path / "run")
-    shutil.copytree(_TRAINED["folder"] / "run", tmp_path / "run")
+    made_once(*SMALL, until="train", table=False)
     script.stop_after = len(script.asked) + 15  # in the middle of the search
     with pytest.raises(KeyboardInterrupt):
         run(*BUDGET, "search.remeasure_every=1").run(until="search")

@@ -1,7 +1,6 @@
 """Ranking networks with the supernet of a run, the stability of its search, and followed ones."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -37,21 +36,12 @@ SMALL = (
     "latency.remeasure=2",
 )
 N_TABLE, N_RANDOM = 40, 5
-_FINISHED: dict[str, Path] = {}
 
 
 @pytest.fixture
-def run(open_run, tmp_path, tmp_path_factory):
+def run(open_run, made_once):
     """A run up to its front that shifted its supernet, made once and copied; opens it."""
-    if "folder" not in _FINISHED:
-        open_run(*SMALL).run(until="search")
-        kept = tmp_path_factory.mktemp("searched")
-        shutil.copytree(tmp_path / "run", kept / "run")
-        shutil.copy(tmp_path / "tables.sqlite", kept)
-        _FINISHED["folder"] = kept
-    else:
-        shutil.copytree(_FINISHED["folder"] / "run", tmp_path / "run")
-        shutil.copy(_FINISHED["folder"] / "tables.sqlite", tmp_path)
+    made_once(*SMALL, until="search")
     return lambda: open_run(*SMALL)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -33,21 +32,12 @@ SMALL = (
     "latency.remeasure=2",
 )
 FAST = ("steps=12", "batch_size=16", "log_every=4")
-_FINISHED: dict[str, Path] = {}
 
 
 @pytest.fixture
-def run(open_run, tmp_path, tmp_path_factory):
+def run(open_run, made_once):
     """A run up to its front, made once and copied: a function that opens it."""
-    if "folder" not in _FINISHED:
-        open_run(*SMALL).run(until="search")
-        kept = tmp_path_factory.mktemp("finished")
-        shutil.copytree(tmp_path / "run", kept / "run")
-        shutil.copy(tmp_path / "tables.sqlite", kept)
-        _FINISHED["folder"] = kept
-    else:
-        shutil.copytree(_FINISHED["folder"] / "run", tmp_path / "run")
-        shutil.copy(_FINISHED["folder"] / "tables.sqlite", tmp_path)
+    made_once(*SMALL, until="search")
     return lambda: open_run(*SMALL)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 
@@ -25,7 +24,6 @@ SMALL = (
     "latency.remeasure=2",
 )
 BOTH = ("local", "board")
-_TRAINED = {}
 
 
 def opposite(device, arch):
@@ -35,18 +33,10 @@ def opposite(device, arch):
 
 
 @pytest.fixture
-def both(open_run, script, tmp_path, tmp_path_factory):
+def both(open_run, script, made_once):
     """Opens a run on two boards whose supernet is trained: both(*overrides)."""
     script.factor = opposite
-    if "folder" not in _TRAINED:
-        open_run(*SMALL, devices=BOTH).run(until="train")
-        kept = tmp_path_factory.mktemp("trained")
-        shutil.copytree(tmp_path / "run", kept / "run")
-        shutil.copy(tmp_path / "tables.sqlite", kept)
-        _TRAINED["folder"] = kept
-    else:
-        shutil.copytree(_TRAINED["folder"] / "run", tmp_path / "run")
-        shutil.copy(_TRAINED["folder"] / "tables.sqlite", tmp_path)
+    made_once(*SMALL, until="train", devices=BOTH)
     return lambda *overrides: open_run(*SMALL, *overrides, devices=BOTH)
 
 
@@ -245,13 +235,12 @@ def test_what_a_run_no_longer_asks_for_is_put_aside(both):
 
 
 def test_a_board_that_is_gone_stops_its_own_search_only_and_the_same_command_goes_on(
-    both, script, tmp_path
+    both, script, made_once
 ):
     quiet = both()
     quiet.run(until="search")
     expected = {device: front_of(quiet, device) for device in (None, *BOTH)}
-    shutil.rmtree(tmp_path / "run")
-    shutil.copytree(_TRAINED["folder"] / "run", tmp_path / "run")
+    made_once(*SMALL, until="train", devices=BOTH, table=False)
     script.offline = ("board",)
     job = both()
     with pytest.raises(UnreachableError, match="board does not answer"):
