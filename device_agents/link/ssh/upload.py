@@ -217,7 +217,12 @@ class Uploader:
         return self._sftp
 
     def _say(self, request: dict[str, Any]) -> None:
-        self._channel.send(json.dumps(request).encode() + b"\n", self._deadline_s)
+        try:
+            self._channel.send(json.dumps(request).encode() + b"\n", self._deadline_s)
+        except LinkLostError as lost:
+            if "status 127" in lost.message:  # there was nothing to start: known before its answer
+                raise self._ended() from lost
+            raise
 
     def _answer(self) -> dict[str, Any]:
         """The next answer; the receiver beats while it works, silence means that it is lost."""
