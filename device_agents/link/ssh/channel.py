@@ -66,9 +66,15 @@ class SshChannel:
         for thread in self._threads:
             thread.start()
 
+    @property
+    def ended(self) -> bool:
+        """Whether the process is known to have ended."""
+        found: bool = self._channel.status_event.is_set()
+        return found
+
     def send(self, data: bytes, timeout_s: float) -> None:
         """Write all of it or raise LinkLostError; never waits longer than ``timeout_s``."""
-        if self._channel.status_event.is_set():  # ended, though the channel may still take data
+        if self.ended:  # though the channel may still take data
             target = self._connection.target
             raise LinkLostError(f"the process on {target} is gone; {self.complaint()}")
         write(self._connection, self._channel, data, timeout_s, self.complaint)

@@ -220,7 +220,7 @@ class Uploader:
         try:
             self._channel.send(json.dumps(request).encode() + b"\n", self._deadline_s)
         except LinkLostError as lost:
-            if "status 127" in lost.message:  # there was nothing to start: known before its answer
+            if self._channel.ended:  # why, its last words tell better than a write that failed
                 raise self._ended() from lost
             raise
 
