@@ -1,4 +1,4 @@
-"""Counting pairs of two sequences by their order, and ranking with ties, row by row.
+"""Counting pairs of two sequences by their order, row by row.
 
 What ``ranking`` measures rests on these. Rows are samples of a bootstrap (or a single one): all are
 counted together, since the overhead of an array operation exceeds the counting of a short row.
@@ -86,20 +86,3 @@ def _inversions(ranks: Ints) -> Ints:
         sizes = halves[halves > 0]
         starts = np.cumsum(sizes) - sizes
     return found
-
-
-def average_ranks(values: Floats) -> Floats:
-    """Rank of each value within its row (R, N), ties sharing the mean of their ranks."""
-    rows, n = values.shape
-    order = np.argsort(values, axis=1, kind="stable")
-    ordered = np.take_along_axis(values, order, axis=1)
-    place = np.broadcast_to(np.arange(n), (rows, n))
-    begins = np.ones((rows, n), dtype=bool)
-    begins[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    first = np.maximum.accumulate(np.where(begins, place, 0), axis=1)
-    ends = np.ones((rows, n), dtype=bool)
-    ends[:, :-1] = begins[:, 1:]
-    last = np.minimum.accumulate(np.where(ends, place, n)[:, ::-1], axis=1)[:, ::-1]
-    ranks = np.empty((rows, n))
-    np.put_along_axis(ranks, order, (first + last) / 2.0, axis=1)
-    return ranks
