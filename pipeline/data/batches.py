@@ -326,6 +326,19 @@ class EvalBatches:
         return [(int(i), None) for i in self._ids(number)] if number < len(self) else None
 
 
+class OneBatch:
+    """A stream with the same held-out batch under every number."""
+
+    batches_per_epoch = 1
+
+    def __init__(self, batches: EvalBatches) -> None:
+        self._batches = batches
+
+    def batch(self, number: int, /) -> Batch:
+        """The batch."""
+        return self._batches.batch(0)
+
+
 def _prefetcher(
     dataset: ImageDataset,
     plan: Plan,

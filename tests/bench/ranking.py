@@ -31,12 +31,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
 
 from latency_tables.arch import Arch
 from latency_tables.files import write_json
-from latency_tables.ranking import kendall_tau
-from pipeline.data.batches import Batch, EvalBatches, TrainStream
+from latency_tables.ranking import kendall_tau, spearman
+from pipeline.data.batches import EvalBatches, OneBatch, TrainStream
 from pipeline.data.config import AugmentConfig, DataConfig
 from pipeline.data.dataset import ImageDataset, load_dataset
 from pipeline.data.splits import Splits
@@ -146,7 +145,7 @@ class Study:
             )
         }  # fmt: skip
         for split, n_images in getattr(strategy, "splits", {}).items():
-            streams[split] = _Fixed(self.batches("calibration", n_images).batch(0))
+            streams[split] = OneBatch(self.batches("calibration", n_images))
         config = TrainConfig(
             strategy=strategy_name,
             options=settings,
@@ -226,19 +225,6 @@ class Study:
         return torch.cat([x for x, _ in both]), torch.cat([y for _, y in both])
 
 
-class _Fixed:
-    """A stream of one batch."""
-
-    batches_per_epoch = 1
-
-    def __init__(self, batch: Batch) -> None:
-        self._batch = batch
-
-    def batch(self, number: int, /) -> Batch:
-        """The batch."""
-        return self._batch
-
-
 def run(study: Study) -> None:
     """Train and score whatever is missing, seed by seed, so that a stopped study is balanced."""
     for seed in range(study.options.first_seed, study.options.first_seed + study.options.seeds):
@@ -281,7 +267,7 @@ def summary(study: Study) -> None:
             scores = json.loads(path.read_text())
             values = read(scores)
             taus.append(kendall_tau(values, study.truth))
-            rhos.append(float(spearmanr(values, study.truth).statistic))
+            rhos.append(spearman(values, study.truth))
             trained = path.with_name("trained.json")
             cpu.append(
                 json.loads(trained.read_text())["cpu_s"] if trained.is_file() else scores["cpu_s"]

@@ -29,10 +29,11 @@ from pipeline.run.context import RunContext
 from pipeline.run.stage import Stage
 from pipeline.run.stages.export import write_export
 from pipeline.run.teacher import announce, open_teacher, teacher_sha256
+from pipeline.run.training_bar import training_bar
 from pipeline.strategies.spos import SPOS
 from pipeline.supernet.scoring import evaluate, materialise, recalibrate
 from pipeline.training.checkpoint import pack
-from pipeline.training.engine import WEIGHTS_FILE, Progress, TrainResult, train
+from pipeline.training.engine import WEIGHTS_FILE, TrainResult, train
 from pipeline.training.precision import Precision
 
 WEIGHTS = "network.safetensors"
@@ -125,13 +126,7 @@ def _train(context: RunContext, job: Retraining) -> tuple[nn.Sequential, TrainRe
         f"  {job.chosen}: {_origin(config)}, {stream.n_images} images, "
         f"{config.total_steps(stream.batches_per_epoch)} steps of {config.batch_size}"
     )
-    with context.reporter.bar(job.name) as advance:
-
-        def show(progress: Progress) -> None:
-            context.give_way()
-            loss = "" if progress.loss is None else f"loss {progress.loss:.3f}"
-            advance(progress.step, progress.steps, loss)
-
+    with training_bar(context, job.name) as show:
         try:
             result = train(
                 space,

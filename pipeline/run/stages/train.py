@@ -7,17 +7,18 @@ from pathlib import Path
 import torch
 
 from latency_tables.files import write_json
-from pipeline.data.batches import Batch, EvalBatches
+from pipeline.data.batches import OneBatch
 from pipeline.randomness import child_seed
 from pipeline.run.context import RunContext
 from pipeline.run.stage import Stage
 from pipeline.run.teacher import announce, open_teacher, teacher_sha256
 from pipeline.run.timings import report_timing, stage_timer
+from pipeline.run.training_bar import training_bar
 from pipeline.spaces.base import Supernet
 from pipeline.strategies import load_strategy
 from pipeline.supernet.warm_start import read_weights, warm_start, weights_sha256
 from pipeline.training.config import TrainConfig
-from pipeline.training.engine import PARTS, Progress, train
+from pipeline.training.engine import PARTS, train
 from pipeline.training.step import Stream
 
 
@@ -53,19 +54,6 @@ def settings_of(context: RunContext) -> TrainConfig:
     return config.model_copy(update={"warm_start": f"sha256:{weights_sha256(path)}"})
 
 
-class _OneBatch:
-    """A stream with the same held-out batch under every number."""
-
-    batches_per_epoch = 1
-
-    def __init__(self, batches: EvalBatches) -> None:
-        self._batches = batches
-
-    def batch(self, number: int, /) -> Batch:
-        """The batch."""
-        return self._batches.batch(0)
-
-
 def run_train(context: RunContext) -> None:
     """Train from where the checkpoints are; write ``supernet.safetensors`` and ``train.jsonl``."""
     config = settings_of(context)
@@ -86,16 +74,9 @@ def run_train(context: RunContext) -> None:
     stream = context.train_stream()
     streams: dict[str, Stream] = {"train": stream}
     for split, n_images in getattr(strategy, "splits", {}).items():
-        streams[split] = _OneBatch(context.held_out_batch(n_images))
+        streams[split] = OneBatch(context.held_out_batch(n_images))
     timer = stage_timer(context, PARTS)
-    with context.reporter.bar("training") as advance:
-
-        def show(progress: Progress) -> None:
-            if context.ranks.leads:
-                context.give_way()
-            loss = "" if progress.loss is None else f"loss {progress.loss:.3f}"
-            advance(progress.step, progress.steps, loss)
-
+    with training_bar(context, "training") as show:
         try:
             result = train(
                 context.space,

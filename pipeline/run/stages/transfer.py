@@ -12,12 +12,13 @@ from pipeline.run.context import RunContext
 from pipeline.run.stage import Stage
 from pipeline.run.stages.train import fresh_supernet
 from pipeline.run.teacher import announce, open_teacher, teacher_sha256
+from pipeline.run.training_bar import training_bar
 from pipeline.run.transfer import load_source, source_folder, space_of_source
 from pipeline.spaces.base import Supernet
 from pipeline.supernet.transfer import HeadWarmUp, check_fits, take_over
 from pipeline.supernet.weights import save_supernet
 from pipeline.training.config import TrainConfig
-from pipeline.training.engine import Progress, train
+from pipeline.training.engine import train
 
 
 def run_transfer(context: RunContext) -> None:
@@ -50,13 +51,7 @@ def _warm_up(context: RunContext, supernet: Supernet) -> None:
     teacher = open_teacher(context, context.config.train.teacher)
     announce(context, teacher)
     stream = context.train_stream()
-    with context.reporter.bar("new classifier") as advance:
-
-        def show(progress: Progress) -> None:
-            context.give_way()
-            loss = "" if progress.loss is None else f"loss {progress.loss:.3f}"
-            advance(progress.step, progress.steps, loss)
-
+    with training_bar(context, "new classifier") as show:
         try:
             result = train(
                 context.space,
