@@ -7,18 +7,7 @@ import json
 import pytest
 
 from pipeline.search.limits import COST_METRICS
-
-SMALL = (
-    "train.epochs=1",
-    'train.precision="fp32"',
-    "train.threads=1",
-    "search.population=8",
-    "search.parents=3",
-    "search.crossover=3",
-    "search.mutation=3",
-    "search.generations=1",
-    "latency.remeasure=2",
-)
+from tests.pipeline.run.small import SMALL
 
 
 @pytest.fixture

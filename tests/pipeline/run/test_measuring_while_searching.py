@@ -13,18 +13,9 @@ from pipeline.run.searching import Oracles
 from pipeline.search.journal import read_journal
 from pipeline.search.sources import answer_of
 from pipeline.spaces.base import net_id
+from tests.pipeline.run import small
 
-SMALL = (
-    "train.epochs=1",
-    'train.precision="fp32"',
-    "train.threads=1",
-    "search.population=8",
-    "search.parents=3",
-    "search.crossover=3",
-    "search.mutation=3",
-    "search.generations=2",
-    "latency.remeasure=2",
-)
+SMALL = (*small.SMALL, "search.generations=2")
 BUDGET = ("search.measure=all", "search.measure_budget=12")
 
 

@@ -18,22 +18,17 @@ from pipeline.run.scoring import make_scorer
 from pipeline.search.journal import read_journal
 from pipeline.supernet.answers import right_answers
 from pipeline.supernet.scoring import Scorer
+from tests.pipeline.run import small
 
 SMALL = (
-    "train.epochs=1",
-    'train.precision="fp32"',
-    "train.threads=1",
+    *small.SMALL,
     "search.population=6",
-    "search.parents=3",
-    "search.crossover=3",
-    "search.mutation=3",
     "search.generations=2",
     "search.images=60",
     "search.bn_images=60",
     "search.shifting.batches=2",
     "search.shifting.images_per_batch=8",
     "search.shifting.lr=0.01",
-    "latency.remeasure=2",
 )
 N_TABLE, N_RANDOM = 40, 5
 

@@ -19,18 +19,9 @@ from pipeline.run.retraining import choose_arch, retrain
 from pipeline.run.teacher import open_teacher
 from pipeline.supernet.scoring import materialise
 from pipeline.training.config import TeacherConfig
+from tests.pipeline.run import small
 
-SMALL = (
-    "train.epochs=1",
-    'train.precision="fp32"',
-    "train.threads=1",
-    "search.population=6",
-    "search.parents=3",
-    "search.crossover=3",
-    "search.mutation=3",
-    "search.generations=1",
-    "latency.remeasure=2",
-)
+SMALL = (*small.SMALL, "search.population=6")
 FAST = ("steps=12", "batch_size=16", "log_every=4")
 
 

@@ -11,18 +11,8 @@ from latency_tables.files import sha256_file
 from pipeline.export.check import check_export
 from pipeline.run.checking import check_run
 from pipeline.search.journal import read_journal
+from tests.pipeline.run.small import SMALL
 
-SMALL = (
-    "train.epochs=1",
-    'train.precision="fp32"',
-    "train.threads=1",
-    "search.population=8",
-    "search.parents=3",
-    "search.crossover=3",
-    "search.mutation=3",
-    "search.generations=1",
-    "latency.remeasure=2",
-)
 BOTH = ("local", "board")
 
 
