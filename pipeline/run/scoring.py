@@ -20,7 +20,6 @@ from pipeline.search.evaluator import Evaluator
 from pipeline.search.generation import ByCrew, Crew, OneByOne, OneWorker, Scoring
 from pipeline.search.halving import Halving, cost_share, rung_ends
 from pipeline.search.journal import Journal
-from pipeline.search.targets import Target
 from pipeline.spaces.base import Supernet
 from pipeline.supernet.crew import RankCrew, follow
 from pipeline.supernet.number_format import try_formats
@@ -212,13 +211,6 @@ def scored_how(journal: Journal, policy: str) -> dict[str, Any]:
         "images_per_candidate": sum(s.n_images for s in scores) / n,
         "calibration_images_per_candidate": sum(s.n_calibration_images for s in scores) / n,
     }
-
-
-def name_scoring(context: RunContext, target: Target, journal: Journal, policy: str) -> None:
-    """Put :func:`scored_how` into a target's ``front.json``, under "scoring"."""
-    path = context.folder.file(target.file("front.json"))
-    front = json.loads(path.read_text())
-    write_json(path, {**front, "scoring": scored_how(journal, policy)})
 
 
 def say_scoring(context: RunContext, scorer: Scorer, evaluators: Sequence[Evaluator]) -> None:

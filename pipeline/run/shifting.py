@@ -7,14 +7,13 @@ weights that its networks are cut out of.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latency_tables.files import sha256_file, write_json
+from latency_tables.files import sha256_file
 from pipeline.data.batches import TrainStream
 from pipeline.run.context import RunContext
 from pipeline.run.targets import target_files
@@ -174,14 +173,12 @@ def say_sequential(context: RunContext) -> None:
         context.reporter.say("  all ranks score; rank 0 shifts the supernet")
 
 
-def name_weights(context: RunContext, target: Target) -> None:
-    """Name the shifted weights in a target's ``front.json``; nothing where none were shifted."""
+def weights_entry(context: RunContext, target: Target) -> dict[str, Any]:
+    """What a target's ``front.json`` says of the shifted weights; nothing where none were."""
     if context.config.search.shifting is None:
-        return
-    path, shifted = (context.folder.file(target.file(n)) for n in ("front.json", SHIFTED))
-    front = json.loads(path.read_text())
-    named = {"file": target.file(SHIFTED), "sha256": sha256_file(shifted)}
-    write_json(path, {**front, "weights": named})
+        return {}
+    name = target.file(SHIFTED)
+    return {"weights": {"file": name, "sha256": sha256_file(context.folder.file(name))}}
 
 
 def _trained(context: RunContext) -> Supernet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from pipeline.search.evaluation import Evaluation
 from pipeline.search.searcher import ArchiveSearcher
 
 
-class BreedingSearch(ArchiveSearcher):
+class BreedingSearch(ArchiveSearcher, ABC):
     """``population`` candidates per generation, ``generations`` times after the first.
 
     A method says how it orders what it knows (:meth:`ordered`) and how children come about
@@ -25,13 +26,13 @@ class BreedingSearch(ArchiveSearcher):
         super().__init__(*args, **options)
         self.assistant = assistant
 
+    @abstractmethod
     def ordered(self, evaluations: Sequence[Evaluation]) -> list[Evaluation]:
         """The evaluations, best first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _children(self, taken: dict[Arch, Arch], n: int) -> None:
         """Add up to n children of the best so far to ``taken``."""
-        raise NotImplementedError
 
     @property
     def done(self) -> bool:

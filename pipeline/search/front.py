@@ -89,9 +89,9 @@ class Front:
             "winner": self.points.index(self.winner),
         }
 
-    def write(self, path: Path) -> None:
-        """Write ``front.json``, whole or not at all."""
-        write_json(path, self.to_dict())
+    def write(self, path: Path, **more: Any) -> None:
+        """Write ``front.json``, whole or not at all; ``more`` is added to what it holds."""
+        write_json(path, {**self.to_dict(), **more})
 
 
 def known_objectives(

@@ -112,9 +112,7 @@ class OneByOne:
         self, generation: int, candidates: Sequence[Candidate], known: Sequence[Score]
     ) -> Iterator[Score]:
         """What the journal holds, then what the evaluator says."""
-        for candidate, score in zip(candidates, known, strict=False):
-            self.evaluator.remember(candidate.arch, score)
-            yield score
+        yield from _replayed(self.evaluator, candidates, known)
         for candidate in candidates[len(known) :]:
             score, _ = self.evaluator.score(candidate)
             yield score
@@ -134,9 +132,7 @@ class ByCrew:
         self, generation: int, candidates: Sequence[Candidate], known: Sequence[Score]
     ) -> Iterator[Score]:
         """What the journal holds, what the cache holds, and what the crew counts."""
-        for candidate, score in zip(candidates, known, strict=False):
-            self.evaluator.remember(candidate.arch, score)
-            yield score
+        yield from _replayed(self.evaluator, candidates, known)
         rest = candidates[len(known) :]
         found = [self.evaluator.cached(c) for c in rest]
         asked = [place for place, score in enumerate(found) if score is None]
@@ -153,3 +149,12 @@ class ByCrew:
     def end(self, generation: int) -> None:
         """Nothing is kept from one generation to the next."""
         self.crew.forget()
+
+
+def _replayed(
+    evaluator: Evaluator, candidates: Sequence[Candidate], known: Sequence[Score]
+) -> Iterator[Score]:
+    """The journalled scores, put into the cache on the way."""
+    for candidate, score in zip(candidates, known, strict=False):
+        evaluator.remember(candidate.arch, score)
+        yield score

@@ -19,7 +19,7 @@ from latency_tables.arch import Arch
 from pipeline.search.evaluation import Candidate, Evaluation
 from pipeline.search.evaluator import Evaluator
 from pipeline.search.journal import Journal
-from pipeline.search.learning import BackgroundSource, Learning
+from pipeline.search.learning import BackgroundSource, Errand, Learning, receive, send
 
 __all__ = ["BackgroundSource", "InLoop"]
 
@@ -42,17 +42,19 @@ class InLoop:
     learning: Learning | None = None
     budget: int | None = None
     _paid: dict[str, dict[Arch, None]] = field(default_factory=dict)
-    _asked: dict[str, tuple[list[Arch], list[Arch], object]] = field(default_factory=dict)
+    _asked: dict[str, list[Arch]] = field(default_factory=dict)
+    _sent: list[Errand] = field(default_factory=list)
     _learnt: list[str] = field(default_factory=list)
 
     def begin(self, generation: int, candidates: Sequence[Candidate]) -> None:
         """Send what the budget allows and the journal holds no answer about."""
         feasible = dict.fromkeys(c.arch for c in candidates if c.feasible)
-        for device, source in self.sources.items():
-            paid = self._pay(device, feasible)
-            archs = [arch for arch in paid if not self.journal.measured("search", device, arch)]
-            ticket = source.submit(archs, campaign=f"generation {generation}") if archs else None
-            self._asked[device] = paid, archs, ticket
+        self._asked = {device: self._pay(device, feasible) for device in self.sources}
+        missing = {
+            device: [arch for arch in paid if not self.journal.measured("search", device, arch)]
+            for device, paid in self._asked.items()
+        }
+        self._sent = send(self.sources, missing, campaign=f"generation {generation}")
 
     def finish(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Wait for the boards and hold what they measured against the limits.
@@ -63,17 +65,12 @@ class InLoop:
             DeviceError: a board is gone; the same search goes on with what was measured.
         """
         learning = self._learning()
-        for device, (_, archs, ticket) in self._asked.items():
-            if archs:
-                answers = self.sources[device].collect(ticket)
-                for arch, answer in zip(archs, answers, strict=True):
-                    self.journal.measurement("search", device, arch, answer)
-        for device, (paid, _, _) in self._asked.items():
+        receive(self.sources, self._sent, self.journal, "search")
+        for device, paid in self._asked.items():
             for arch in paid:
                 learning.hear(device, arch, self.journal.measured("search", device, arch)[-1])
-        self._learnt = [device for device, (paid, _, _) in self._asked.items() if paid]
-        self._asked.clear()
-        self.journal.sync()
+        self._learnt = [device for device, paid in self._asked.items() if paid]
+        self._asked, self._sent = {}, []
         measured = [self.evaluator.rejudge(c, learning.answers(c.arch)) for c in candidates]
         self.evaluator.adopt(measured)
         return measured

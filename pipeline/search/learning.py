@@ -17,6 +17,7 @@ from latency_tables.errors import DeviceError
 from latency_tables.estimate import Estimate, Source
 from pipeline.search.evaluation import Evaluation
 from pipeline.search.evaluator import Evaluator, Latencies, LatencySource, is_answer
+from pipeline.search.journal import Journal, Phase
 
 Answer = Estimate | DeviceError
 
@@ -35,6 +36,39 @@ class BackgroundSource(Protocol):
     def collect(self, ticket: object) -> Latencies:
         """Wait for answers, in the order asked. Raises DeviceError where the device is gone."""
         ...
+
+
+Errand = tuple[str, list[Arch], object]
+"""A device, what it was asked to measure, and its ticket."""
+
+
+def send(
+    sources: Mapping[str, BackgroundSource], wanted: Mapping[str, Sequence[Arch]], *, campaign: str
+) -> list[Errand]:
+    """Have all devices measure at the same time; those that nothing is wanted of are left out."""
+    return [
+        (device, list(archs), sources[device].submit(archs, campaign=campaign))
+        for device, archs in wanted.items()
+        if archs
+    ]
+
+
+def receive(
+    sources: Mapping[str, BackgroundSource],
+    sent: Sequence[Errand],
+    journal: Journal,
+    phase: Phase,
+) -> None:
+    """Wait for the answers and journal them; on disk when this returns.
+
+    Raises:
+        DeviceError: a board is gone; what devices before it said is kept.
+    """
+    for device, archs, ticket in sent:
+        answers = sources[device].collect(ticket)
+        for arch, answer in zip(archs, answers, strict=True):
+            journal.measurement(phase, device, arch, answer)
+        journal.sync()
 
 
 class Reviser(Protocol):

@@ -19,8 +19,8 @@ from latency_tables.arch import Arch
 from latency_tables.estimate import Estimate
 from pipeline.search.evaluation import Evaluation
 from pipeline.search.evaluator import LatencySource
-from pipeline.search.journal import Journal, Refinement
-from pipeline.search.learning import BackgroundSource, Learning
+from pipeline.search.journal import Journal
+from pipeline.search.learning import BackgroundSource, Learning, receive, send
 from pipeline.search.refinement import worth_measuring
 
 SHARE = 8
@@ -60,7 +60,12 @@ class Refiner:
             self.journal.refining(generation, wanted)
         if not any(wanted.values()):
             return list(archive)
-        self._measure(generation, wanted)
+        missing = {
+            device: [a for a in asked if not self.journal.measured("search", device, a)]
+            for device, asked in wanted.items()
+        }
+        sent = send(self.sources, missing, campaign=f"refinement {generation}")
+        receive(self.sources, sent, self.journal, "search")
         for device, asked in wanted.items():
             for arch in asked:
                 said = self.journal.measured("search", device, arch)
@@ -87,21 +92,6 @@ class Refiner:
             }
             for device in self.sources
         }
-
-    def _measure(self, generation: int, wanted: Refinement) -> None:
-        """Have devices measure at the same time what the journal holds no answer about."""
-        sent = []
-        for device, asked in wanted.items():
-            archs = [a for a in asked if not self.journal.measured("search", device, a)]
-            if archs:
-                source = self.sources[device]
-                ticket = source.submit(archs, campaign=f"refinement {generation}")
-                sent.append((device, archs, ticket))
-        for device, archs, ticket in sent:
-            answers = self.sources[device].collect(ticket)
-            for arch, answer in zip(archs, answers, strict=True):
-                self.journal.measurement("search", device, arch, answer)
-            self.journal.sync()
 
     def _asked(self, generation: int) -> dict[str, list[Arch]]:
         """By device, what refinements before that of ``generation`` asked for, in order."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from latency_tables.arch import Arch
 from pipeline.search.evaluation import Evaluation
 from pipeline.search.journal import Journal
-from pipeline.search.learning import BackgroundSource, Learning
+from pipeline.search.learning import BackgroundSource, Learning, receive, send
 
 N_BEST = 10
 """Points of the front that are measured, the most accurate ones."""
@@ -58,27 +58,15 @@ class Remeasurer:
             self.journal.remeasuring(generation, archs)
         if not archs:
             return list(archive)
-        self._measure(generation, archs)
+        missing = {d: [a for a in archs if not self._answered(d, a)] for d in self.sources}
+        sent = send(self.sources, missing, campaign=f"front after generation {generation}")
+        receive(self.sources, sent, self.journal, "again")
         for device in self.sources:
             for arch in archs:
                 said = self.journal.measured("again", device, arch)
                 self.learning.hear(device, arch, said[self._n_heard[device, arch]])
                 self._n_heard[device, arch] += 1
         return self.learning.judge_anew(self.sources, archive)
-
-    def _measure(self, generation: int, archs: Sequence[Arch]) -> None:
-        """Have devices measure at the same time what the journal holds no answer about."""
-        sent = []
-        for device, source in self.sources.items():
-            missing = [arch for arch in archs if not self._answered(device, arch)]
-            if missing:
-                ticket = source.submit(missing, campaign=f"front after generation {generation}")
-                sent.append((device, missing, ticket))
-        for device, missing, ticket in sent:
-            answers = self.sources[device].collect(ticket)
-            for arch, answer in zip(missing, answers, strict=True):
-                self.journal.measurement("again", device, arch, answer)
-            self.journal.sync()
 
     def _answered(self, device: str, arch: Arch) -> bool:
         """Whether the journal holds an answer that was not heard yet: then it belongs here."""

@@ -25,8 +25,8 @@ from pipeline.run.scoring import (
     follow_search,
     make_scorer,
     make_scoring,
-    name_scoring,
     say_scoring,
+    scored_how,
     scoring_crew,
 )
 from pipeline.run.searching import (
@@ -43,10 +43,10 @@ from pipeline.run.searching import (
 )
 from pipeline.run.shifting import (
     ShiftedSearch,
-    name_weights,
     shifted_files,
     shifted_search,
     supernet_to_score,
+    weights_entry,
     working_files,
 )
 from pipeline.run.stability import stability_files, write_stability
@@ -232,9 +232,11 @@ def _finish(context: RunContext, found: Searched, scored: Sequence[Evaluation]) 
     target = found.target
     shared = shared_candidates(found.evaluator, found.archive, scored)
     front = _measure_front(context, found, [*found.archive, *shared])
-    front.write(context.folder.file(target.file("front.json")))
-    name_weights(context, target)
-    name_scoring(context, target, found.journal, found.evaluator.bn_policy)
+    front.write(
+        context.folder.file(target.file("front.json")),
+        **weights_entry(context, target),
+        scoring=scored_how(found.journal, found.evaluator.bn_policy),
+    )
     _freeze_measurements(context, target, front)
     winner = front.winner
     measured = ", ".join(
