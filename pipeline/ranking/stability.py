@@ -54,8 +54,9 @@ class Difference:
 class Stability:
     """Agreement of two halves of the images about ``n_networks``.
 
-    ``tau`` is None for fewer than three networks. ``halves`` are the accuracies (0 ... 1) of every
-    network on each half; ``ties`` are sorted, the closest to the winner first.
+    ``tau`` is None for fewer than three networks. ``halves`` are the merits of every network on
+    each half: accuracies (0 ... 1), or what ranks them instead; ``ties`` are sorted,
+    the closest to the winner first.
     """
 
     n_networks: int
@@ -71,13 +72,18 @@ class Stability:
         return None if self.tau is None else self.tau.value >= THRESHOLD
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready data without the halves' accuracies."""
+        """JSON-ready data without the halves' merits."""
         plain = {k: v for k, v in asdict(self).items() if k != "halves"}
         return {**plain, "threshold": THRESHOLD, "significant": self.significant}
 
 
 def rank_stability(
-    right: Right, labels: NDArray[np.integer[Any]], winner: int, *, seed: int = 0
+    right: Right,
+    labels: NDArray[np.integer[Any]],
+    winner: int,
+    *,
+    merits: NDArray[np.float64] | None = None,
+    seed: int = 0,
 ) -> Stability:
     """Judge an order from single answers.
 
@@ -85,6 +91,8 @@ def rank_stability(
         right: (M, N), whether network m gets image n right.
         labels: (N,) classes of the images.
         winner: which of the M networks was chosen.
+        merits: (M, N), whose means order the networks, the larger the better; ``right`` where not
+            given. Ties are of accuracies in any case.
         seed: of the bootstrap.
 
     >>> rng = np.random.default_rng(0)
@@ -94,18 +102,19 @@ def rank_stability(
     (1.0, True, ())
     """
     first = half_of(labels)
-    accuracy = np.stack((right[:, first].mean(axis=1), right[:, ~first].mean(axis=1)))  # (2, M)
+    by_image = right if merits is None else merits
+    halves = np.stack((by_image[:, first].mean(axis=1), by_image[:, ~first].mean(axis=1)))  # (2, M)
     tau = None
     if len(right) >= MIN_NETWORKS:
         rng = numpy_generator(seed, "search", "stability")
-        tau = bootstrap(tau_b_of_rows, accuracy[0], accuracy[1], rng=rng)
+        tau = bootstrap(tau_b_of_rows, halves[0], halves[1], rng=rng)
     others = [difference(right, winner, i) for i in range(len(right)) if i != winner]
     return Stability(
         n_networks=len(right),
         n_images=right.shape[1],
         tau=tau,
         winner=winner,
-        halves=tuple((float(a), float(b)) for a, b in accuracy.T),
+        halves=tuple((float(a), float(b)) for a, b in halves.T),
         ties=tuple(sorted((d for d in others if d.tied), key=lambda d: (d.value, d.index))),
     )
 

@@ -16,17 +16,22 @@ N_LINES = 5
 
 
 def against_chart(found: RankedAgainst | None) -> Markup | None:
-    """Accuracy with inherited weights against the truth."""
+    """What ranks networks with inherited weights, against the truth."""
     if found is None or not found.points:
         return None
     scores, truths = zip(*found.points, strict=True)
+    by_loss = found.rank_by == "loss"
+    name = "minus the loss" if by_loss else "accuracy"
     plot = Plot(
-        Axis.around("accuracy with inherited weights", scores, percent_tick),
+        Axis.around(
+            f"{name} with inherited weights", scores, number_tick if by_loss else percent_tick
+        ),
         Axis.around("truth", truths, number_tick),
         caption="Scores against truth",
     )
     for score, truth in found.points:
-        plot.dot((score, truth), "measured", f"{percent(score)}, truth {significant(truth, 4)}")
+        told = f"loss {significant(-score, 4)}" if by_loss else percent(score)
+        plot.dot((score, truth), "measured", f"{told}, truth {significant(truth, 4)}")
     return plot.svg()
 
 

@@ -41,7 +41,8 @@ class RankStability:
 class RankedAgainst:
     """Scores beside the truth of the same networks, and what their agreement is.
 
-    ``baselines`` are tau-b by costs that need no training, by name.
+    ``rank_by`` is what the scores are: "accuracy", or "loss" (negative, so that more is better).
+    ``baselines`` are tau-b by other numbers of the same networks, by name.
     """
 
     source: str
@@ -52,6 +53,7 @@ class RankedAgainst:
     level: float
     baselines: tuple[tuple[str, float], ...]
     points: tuple[tuple[float, float], ...]
+    rank_by: str = "accuracy"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -77,6 +77,7 @@ def _against(told: Any, hashes: Mapping[str, str]) -> RankedAgainst | None:
         level=tau["level"],
         baselines=tuple((name, b["tau_b"]) for name, b in report["baselines"].items()),
         points=tuple((n["score"], n["truth"]) for n in told["networks"]),
+        rank_by=told["scoring"].get("rank_by", "accuracy"),
     )
 
 

@@ -7,6 +7,7 @@ stopped comparison goes on, and a larger sample costs only what is new.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from latency_tables.files import sha256_file, sha256_json, write_json
 from pipeline.ranking.choosing import Chosen, choose, look_up, truth_by_graph
 from pipeline.ranking.report import RankReport, rank_report
 from pipeline.ranking.truth import Truth, read_archs, read_truth
+from pipeline.search.config import RankBy
+from pipeline.search.evaluation import Score, merit_of
 
 if TYPE_CHECKING:
     from pipeline.run.context import RunContext
@@ -72,13 +75,15 @@ def rank(job: Job, request: RankRequest) -> dict[str, Any]:
         with context.reporter.bar("scoring") as advance, scored.opened() as known:
             scores = []
             for index, entry in enumerate(chosen.known, start=1):
-                scores.append(known.accuracy(entry.arch))
+                scores.append(known.score(entry.arch))
                 advance(index, len(chosen.known), "")
         seconds = time.monotonic() - began
         archs = [entry.arch for entry in chosen.known]
+        rank_by = context.config.search.rank_by
         report = rank_report(
-            scores, [entry.truth for entry in chosen.known],
-            baselines=_costs(context, archs), seed=seed,
+            [merit_of(score, rank_by) for score in scores],
+            [entry.truth for entry in chosen.known],
+            baselines=_costs(context, archs) | _other_merit(scores, rank_by), seed=seed,
         )  # fmt: skip
         found = {
             "schema": SCHEMA,
@@ -88,11 +93,13 @@ def rank(job: Job, request: RankRequest) -> dict[str, Any]:
             "truth": _about(truth, chosen),
             "sample": {"seed": seed, "isomorphic": request.isomorphic},
             "scoring": {**scored.identity, "n_images": known.n_images,
-                        "n_scored_now": known.n_scored, "seconds": seconds},
+                        "n_scored_now": known.n_scored, "seconds": seconds,
+                        "rank_by": rank_by},
             "report": report.to_dict(),
             "winner": _winner(context, truth, report),
             "networks": [
-                {"arch": dict(entry.arch), "score": score, "truth": entry.truth}
+                {"arch": dict(entry.arch), "score": merit_of(score, rank_by),
+                 "accuracy": score.accuracy, "loss": score.loss, "truth": entry.truth}
                 for entry, score in zip(chosen.known, scores, strict=True)
             ],
         }  # fmt: skip
@@ -141,6 +148,13 @@ def _costs(context: RunContext, archs: Sequence[Arch]) -> dict[str, list[float]]
         name: context.cost_table.column(column, genes).tolist()
         for column, name in BASELINES.items()
     }
+
+
+def _other_merit(scores: Sequence[Score], rank_by: RankBy) -> dict[str, list[float]]:
+    """What orders the same subnets if the run ranked by the other number of the same scores."""
+    other: RankBy = "loss" if rank_by == "accuracy" else "accuracy"
+    merits = [merit_of(score, other) for score in scores]
+    return {other: merits} if all(map(math.isfinite, merits)) else {}
 
 
 def _about(truth: Truth, chosen: Chosen) -> dict[str, Any]:
@@ -220,7 +234,7 @@ class _Scored:
             "validation": validation.ids_sha256,
         }
         self._key = sha256_json(self.identity)
-        self._known: dict[Arch, tuple[float, int]] = {}
+        self._known: dict[Arch, Score] = {}
         self._log: AppendLog | None = None
 
     @contextmanager
@@ -228,23 +242,24 @@ class _Scored:
         """Take over what was scored before, and keep what is scored now."""
         with AppendLog.open(self.context.folder.file(SCORES)) as log:
             for line in log.lines:
-                if line.record["of"] == self._key:
+                # lines of older versions hold no loss
+                if line.record["of"] == self._key and "score" in line.record:
                     arch = Arch.from_dict(line.record["arch"])
-                    self._known[arch] = line.record["accuracy"], line.record["n_images"]
+                    self._known[arch] = Score(**line.record["score"])
             self._log = log
             yield self
 
-    def accuracy(self, arch: Arch) -> float:
-        """Accuracy (0 ... 1) with inherited weights, once per canonical form."""
+    def score(self, arch: Arch) -> Score:
+        """Accuracy and loss with inherited weights, once per canonical form."""
         canonical = self.context.space.canonical(arch)
         if canonical not in self._known:
-            score = self.scorer.score(arch)
-            self._known[canonical] = score.accuracy, score.n_images
+            score = Score.of(self.scorer.score(arch), arch)
+            self._known[canonical] = score
             self.n_scored += 1
             if self._log is not None:
                 self._log.append(
-                    {"of": self._key, "arch": dict(canonical), "accuracy": score.accuracy,
-                     "n_images": score.n_images}
-                )  # fmt: skip
-        accuracy, self.n_images = self._known[canonical]
-        return accuracy
+                    {"of": self._key, "arch": dict(canonical), "score": score.to_dict()}
+                )
+        found = self._known[canonical]
+        self.n_images = found.n_images
+        return found

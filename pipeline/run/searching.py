@@ -110,6 +110,7 @@ def make_evaluator(
         supernet=sha256_file(context.folder.file("supernet.safetensors")),
         bn_policy=context.config.search.score_key(scorer.precision.dtype),
         cache=cache,
+        rank_by=context.config.search.rank_by,
     )
 
 

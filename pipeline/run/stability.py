@@ -9,13 +9,13 @@ import numpy as np
 
 from latency_tables.arch import Arch
 from latency_tables.files import write_json
-from pipeline.ranking.stability import N_BEST, Right, Stability, rank_stability, sentence
+from pipeline.ranking.stability import N_BEST, Stability, rank_stability, sentence
 from pipeline.run.context import RunContext
 from pipeline.run.scoring import choose_precision, make_scorer
 from pipeline.run.targets import target_files
 from pipeline.search.evaluation import Evaluation, comparable
 from pipeline.search.targets import Target
-from pipeline.supernet.answers import right_answers
+from pipeline.supernet.answers import Answers, answers_of
 
 SCHEMA = "hilnas.stability/1"
 STABILITY = "stability.json"
@@ -42,17 +42,22 @@ def write_stability(
     scorer = make_scorer(context, supernet, precision=choose_precision(context, supernet))
     archs = best_archs(context.space.canonical, archive, winner)
     with context.reporter.bar("rank stability") as advance:
-        rows = []
+        answers: list[Answers] = []
         for index, arch in enumerate(archs, start=1):
             context.give_way()
-            rows.append(right_answers(scorer, arch))
+            answers.append(answers_of(scorer, arch))
             advance(index, len(archs), "")
+    by_loss = context.config.search.rank_by == "loss"
     labels = np.concatenate([batch.labels.cpu().numpy() for batch in scorer.validation])
     chosen = [context.space.canonical(arch) for arch in archs].index(
         context.space.canonical(winner)
     )
-    found = rank_stability(np.stack(rows), labels, chosen, seed=context.config.seed)
-    told = {"schema": SCHEMA, **found.to_dict(), "networks": _networks(archs, rows, found)}
+    found = rank_stability(
+        np.stack([a.right for a in answers]), labels, chosen,
+        merits=-np.stack([a.loss for a in answers]) if by_loss else None,
+        seed=context.config.seed,
+    )  # fmt: skip
+    told = {"schema": SCHEMA, **found.to_dict(), "networks": _networks(archs, answers, found)}
     write_json(context.folder.file(target.file(STABILITY)), told)
     whose = f"{target}: " if len(context.config.device) > 1 else ""
     context.reporter.say(f"  {whose}{sentence(told)}")
@@ -70,8 +75,8 @@ def best_archs(
     return list(found.values())
 
 
-def _networks(archs: Sequence[Arch], rows: Sequence[Right], found: Stability) -> list[Any]:
+def _networks(archs: Sequence[Arch], answers: Sequence[Answers], found: Stability) -> list[Any]:
     return [
-        {"arch": dict(arch), "accuracy": float(right.mean()), "halves": list(halves)}
-        for arch, right, halves in zip(archs, rows, found.halves, strict=True)
+        {"arch": dict(arch), "accuracy": float(one.right.mean()), "halves": list(halves)}
+        for arch, one, halves in zip(archs, answers, found.halves, strict=True)
     ]

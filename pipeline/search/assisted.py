@@ -16,6 +16,7 @@ predicts the same.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -66,23 +67,21 @@ class Assistant:
     children: int = CHILDREN
 
     def predict(self, archs: Sequence[Arch], scored: Sequence[Evaluation]) -> list[Evaluation]:
-        """Evaluations of ``archs`` in order, with predicted accuracies; empty if too few are known.
+        """Evaluations of ``archs`` in order, with predicted merits; empty if too few are known.
 
         They are for choosing only; no archive may hold them.
         """
-        known = comparable(scored)[-MAX_FITTED:]
+        known = [e for e in comparable(scored) if math.isfinite(e.merit)][-MAX_FITTED:]
         if len(known) < MIN_SCORED:
             return []
-        candidates = self.screen(archs)
+        candidates, rank_by = self.screen(archs), known[0].score.rank_by
         everything = [*(e.candidate for e in known), *candidates]
-        accuracy = np.array([e.accuracy for e in known])
+        merit = np.array([e.merit for e in known])
         with one_thread():
-            predicted = predict_accuracy(
-                accuracy, one_hot(self.space, everything), log_costs(everything)
-            )
+            predicted = predict_merit(merit, one_hot(self.space, everything), log_costs(everything))
         return [
-            Evaluation(candidate=c, score=Score(accuracy=a), generation=-1)
-            for c, a in zip(candidates, predicted.tolist(), strict=True)
+            Evaluation(candidate=c, score=Score.expected(m, rank_by), generation=-1)
+            for c, m in zip(candidates, predicted.tolist(), strict=True)
         ]
 
 
@@ -103,16 +102,16 @@ def log_costs(candidates: Sequence[Candidate]) -> Array:
     return np.asarray((rows - rows.mean(axis=0))[:, varied] / spread[varied])
 
 
-def predict_accuracy(accuracy: Array, choices: Array, costs: Array) -> Array:
-    """Accuracies (M,) of the last M of N + M subnets, of which the first N accuracies are known.
+def predict_merit(merit: Array, choices: Array, costs: Array) -> Array:
+    """Merits (M,) of the last M of N + M subnets, of which the first N merits are known.
 
     Args:
-        accuracy: (N,).
+        merit: (N,).
         choices: one-hot, (N + M, n_choices).
         costs: standardised, (N + M, n_costs); may have no columns.
     """
-    n = len(accuracy)
-    scores = norm.ppf((rankdata(accuracy) - 0.5) / n)
+    n = len(merit)
+    scores = norm.ppf((rankdata(merit) - 0.5) / n)
     kernels = list(product(_LENGTHS, _COST_LENGTHS if costs.shape[1] else (None,)))
     few = np.sort(np.random.default_rng(0).permutation(n)[:MAX_CHOOSING])
     among = _Distances(choices[few], choices[few], costs[few], costs[few])
@@ -126,7 +125,7 @@ def predict_accuracy(accuracy: Array, choices: Array, costs: Array) -> Array:
     regression = _regression(covariance[:n], scores)
     solution = regression.solve(_NOISES[int(regression.log_evidence(_NOISES).argmax())])
     found = solution.mean + covariance[n:] @ solution.dual
-    return _accuracy_of(found, scores, accuracy)
+    return _merit_of(found, scores, merit)
 
 
 class _Distances:
@@ -153,10 +152,10 @@ def _regression(gram: Array, scores: Array) -> Regression:
     return Regression(scores, np.ones(len(scores)), np.arange(len(scores)), gram=gram)
 
 
-def _accuracy_of(found: Array, scores: Array, accuracy: Array) -> Array:
-    """Turn normal scores back into accuracies; straight lines go on beyond the known ones."""
+def _merit_of(found: Array, scores: Array, merit: Array) -> Array:
+    """Turn normal scores back into merits; straight lines go on beyond the known ones."""
     x, first = np.unique(scores, return_index=True)
-    y = accuracy[first]
+    y = merit[first]
     if len(x) < 2:
         return np.full(len(found), y[0])
     inside = np.interp(found, x, y)

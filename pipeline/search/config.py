@@ -16,6 +16,7 @@ Method = Literal["evolution", "nsga2", "random"]
 Measured = Literal["front", "refine", "all"]
 ScorePrecision = Literal["fp32", "auto", "bf16"]
 Targets = Literal["each", "common"]
+RankBy = Literal["accuracy", "loss"]
 
 _PLANNED_LENGTH = ("generations", "evaluations")
 _OFF_BY_DEFAULT = (
@@ -90,6 +91,9 @@ class SearchConfig(_Section):
     halving: int | None = Field(default=None, ge=2, le=10)
     """Rungs of successive halving: of each generation the better half sees twice as many images,
     and only those that reach the last rung all of them. Everyone sees all where not given."""
+    rank_by: RankBy = "accuracy"
+    """What orders candidates. "accuracy": the share of right answers. "loss": the mean cross
+    entropy on the same images, which tells apart subnets that get equally many right."""
     precision: ScorePrecision = "fp32"
     """Number format in which candidates are scored. "auto": bf16 where that is faster and changes
     no accuracy by much, as measured on a few subnets once per search."""
@@ -211,6 +215,7 @@ class SearchConfig(_Section):
         parts += [] if self.images is None else [f"{self.images} images"]
         parts += [] if self.halving is None else [f"{self.halving} rungs"]
         parts += [] if precision == "fp32" else [precision]
+        parts += [] if self.rank_by == "accuracy" else [f"by {self.rank_by}"]
         return ", ".join(parts)
 
     def in_use(self) -> dict[str, Any]:
@@ -223,6 +228,8 @@ class SearchConfig(_Section):
         unused |= {name for name in _OFF_BY_DEFAULT if getattr(self, name) in (None, False)}
         if self.precision == "fp32":
             unused.add("precision")
+        if self.rank_by == "accuracy":
+            unused.add("rank_by")
         if self.method == "nsga2":
             unused |= {"parents", "crossover", "mutation"}
         return self.model_dump(mode="json", exclude=unused)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from latency_tables.arch import Arch
 from latency_tables.errors import DivergedError
 from latency_tables.estimate import Estimate
+from pipeline.search.config import RankBy
 
 
 class Scored(Protocol):
@@ -44,6 +45,13 @@ class Scored(Protocol):
         ...
 
 
+def merit_of(scored: Scored | Score, rank_by: RankBy) -> float:
+    """The larger the better: the accuracy, or minus the loss; -inf where there is no such loss."""
+    if rank_by == "accuracy":
+        return scored.accuracy
+    return -math.inf if scored.loss is None or not math.isfinite(scored.loss) else -scored.loss
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
     """Accuracy of one subnet and how it was found; without torch, so that it can be journalled.
@@ -51,9 +59,10 @@ class Score:
     ``complete`` is False where a subnet was given up after a part of the images (successive
     halving): its accuracy is that of the ``n_images`` it saw. ``shift`` is the version of the
     weights where the search shifts them: how many steps they had made since they were trained.
+    ``rank_by`` says which of the two numbers orders it.
 
-    >>> Score(accuracy=0.9).to_dict()["accuracy"]
-    0.9
+    >>> Score(accuracy=0.9).merit, Score(accuracy=0.9, loss=0.5, rank_by="loss").merit
+    (0.9, -0.5)
     """
 
     accuracy: float
@@ -63,9 +72,15 @@ class Score:
     bn_policy: str = ""
     complete: bool = True
     shift: int | None = None
+    rank_by: RankBy = "accuracy"
+
+    @property
+    def merit(self) -> float:
+        """What candidates are ordered by, the larger the better."""
+        return merit_of(self, self.rank_by)
 
     @classmethod
-    def of(cls, scored: Scored, arch: Arch) -> Score:
+    def of(cls, scored: Scored, arch: Arch, rank_by: RankBy = "accuracy") -> Score:
         """Copy what a scorer gave. Raises DivergedError where the accuracy is not a number."""
         accuracy, loss = float(scored.accuracy), float(scored.loss)
         if not math.isfinite(accuracy):
@@ -78,16 +93,26 @@ class Score:
             n_images=int(scored.n_images),
             n_calibration_images=int(scored.n_calibration_images),
             bn_policy=str(scored.bn_policy),
+            rank_by=rank_by,
         )
+
+    @classmethod
+    def expected(cls, merit: float, rank_by: RankBy) -> Score:
+        """A score that nobody found, of this merit; for choosing whom to score."""
+        if rank_by == "accuracy":
+            return cls(accuracy=merit)
+        return cls(accuracy=math.nan, loss=-merit, rank_by=rank_by)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary; a complete score does not mention that it is, nor one of weights
-        that stay how often they moved."""
+        that stay how often they moved, nor one by accuracy what it is ordered by."""
         data = {name: getattr(self, name) for name in self.__slots__}
         if self.complete:
             del data["complete"]
         if self.shift is None:
             del data["shift"]
+        if self.rank_by == "accuracy":
+            del data["rank_by"]
         return data
 
 
@@ -148,8 +173,13 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """The larger the better."""
+        """Share of right answers."""
         return self.score.accuracy
+
+    @property
+    def merit(self) -> float:
+        """What the search orders it by, the larger the better."""
+        return self.score.merit
 
     @property
     def costs(self) -> dict[str, float]:
@@ -176,7 +206,7 @@ class Evaluation:
         """Sorts the better before the worse; equal ones keep their order, as sorting is stable.
 
         What keeps the limits comes first, then what was scored on all images, of the rest what was
-        given up latest, then the more accurate.
+        given up latest, then what has more merit.
 
         >>> def scored(accuracy, **score):
         ...     candidate = Candidate(arch=Arch({}), costs={})
@@ -187,7 +217,7 @@ class Evaluation:
         [(0.5, 0), (0.9, 50), (0.9, 25)]
         """
         n_seen = 0 if self.score.complete else self.score.n_images
-        return (self.violation, not self.score.complete, -n_seen, -self.accuracy)
+        return (self.violation, not self.score.complete, -n_seen, -self.merit)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary; :meth:`from_dict` reads it back."""

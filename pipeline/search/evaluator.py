@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from latency_tables.arch import Arch, Decision
 from latency_tables.errors import DeviceError, MissingLatencyError
 from latency_tables.estimate import Estimate
+from pipeline.search.config import RankBy
 from pipeline.search.evaluation import Candidate, Score, Scored
 from pipeline.search.limits import Limit, cost_values, latency_limits, violations_by_cost
 
@@ -76,6 +77,7 @@ class Evaluator:
         supernet: version (hash) of the weights, part of the cache's key.
         bn_policy: how the scorer treats batch norms, part of the cache's key.
         cache: shared between searches where given.
+        rank_by: what scores are ordered by.
 
     Raises:
         MissingLatencyError: a limit on latency names a device that nothing answers for.
@@ -92,10 +94,11 @@ class Evaluator:
         supernet: str = "",
         bn_policy: str = "",
         cache: AccuracyCache | None = None,
+        rank_by: RankBy = "accuracy",
     ) -> None:
         self.space, self.cost_table, self.limits = space, cost_table, tuple(limits)
         self.latency = dict(latency or {})
-        self.supernet, self.bn_policy = supernet, bn_policy
+        self.supernet, self.bn_policy, self.rank_by = supernet, bn_policy, rank_by
         self.cache = AccuracyCache() if cache is None else cache
         self.n_scored, self.n_cached = 0, 0
         self._score = score
@@ -182,7 +185,7 @@ class Evaluator:
         Raises:
             DivergedError: the accuracy is not a number.
         """
-        score = Score.of(scored, candidate.arch)
+        score = Score.of(scored, candidate.arch, self.rank_by)
         self.remember(candidate.arch, score)
         self.n_scored += 1
         return score

@@ -20,6 +20,7 @@ from latency_tables.arch import Arch
 from latency_tables.errors import DeviceError, LimitError, MeasurementError, MissingLatencyError
 from latency_tables.estimate import Estimate
 from latency_tables.files import write_json
+from pipeline.search.config import RankBy
 from pipeline.search.evaluation import Evaluation, comparable
 from pipeline.search.limits import Limit, latency_limits
 from pipeline.search.measuring import Answers, LiveMeasurer
@@ -72,7 +73,7 @@ class FrontPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Front:
-    """Measured points, most accurate first, and which of them won."""
+    """Measured points, best first, and which of them won."""
 
     limits: tuple[Limit, ...]
     objectives: tuple[str, ...]
@@ -111,7 +112,7 @@ def known_objectives(
 def pareto_front(
     evaluations: Sequence[Evaluation], objectives: Objectives | None = None
 ) -> list[Evaluation]:
-    """Feasible evaluations that no other feasible one beats, most accurate first.
+    """Feasible evaluations that no other feasible one beats, best first.
 
     What counts are ``objectives``, by default those of :func:`known_objectives`. Of evaluations
     with equal objectives the first stays.
@@ -122,7 +123,7 @@ def pareto_front(
     rows = known_objectives(feasible, objectives).rows(feasible)
     kept = moocore.is_nondominated(rows)
     front = [e for e, keep in zip(feasible, kept, strict=True) if keep]
-    return sorted(front, key=lambda e: -e.accuracy)
+    return sorted(front, key=lambda e: -e.merit)
 
 
 def choose_winner(
@@ -175,11 +176,14 @@ def choose_winner(
     keeping = [p for p in points if p.verdict == "keeps"]
     if not keeping:
         raise _no_winner(points, limits)
-    ordered = tuple(sorted(points, key=lambda p: -p.evaluation.accuracy))
-    winner = min(keeping, key=lambda p: (-p.evaluation.accuracy, _load(p, limits)))
+    ordered = tuple(sorted(points, key=lambda p: -p.evaluation.merit))
+    winner = min(keeping, key=lambda p: (-p.evaluation.merit, _load(p, limits)))
     return Front(
         limits=tuple(limits),
-        objectives=_named(known_objectives([p.evaluation for p in points], objectives)),
+        objectives=_named(
+            known_objectives([p.evaluation for p in points], objectives),
+            winner.evaluation.score.rank_by,
+        ),
         points=ordered,
         winner=winner,
     )
@@ -240,7 +244,7 @@ def _next_candidates(
     more accurate candidates that should keep them, too, are worth a measurement.
     """
     seen = {p.arch for p in points}
-    floor = max((p.evaluation.accuracy for p in points if p.verdict == "keeps"), default=None)
+    floor = max((p.evaluation.merit for p in points if p.verdict == "keeps"), default=None)
     factor = {
         limit.device: _correction(points, limit.device or "") for limit in latency_limits(limits)
     }
@@ -256,11 +260,11 @@ def _next_candidates(
         )
 
     open_ = [e for e in comparable(evaluations) if e.feasible and e.arch not in seen]
-    likely = [e for e in open_ if excess(e) <= 0 and (floor is None or e.accuracy > floor)]
-    likely.sort(key=lambda e: -e.accuracy)
+    likely = [e for e in open_ if excess(e) <= 0 and (floor is None or e.merit > floor)]
+    likely.sort(key=lambda e: -e.merit)
     if likely or floor is not None:
         return likely
-    return sorted(open_, key=lambda e: (excess(e), -e.accuracy))
+    return sorted(open_, key=lambda e: (excess(e), -e.merit))
 
 
 def _correction(points: Sequence[FrontPoint], device: str) -> float:
@@ -272,10 +276,10 @@ def _correction(points: Sequence[FrontPoint], device: str) -> float:
     return median(ratios) if ratios else 1.0
 
 
-def _named(objectives: Objectives) -> tuple[str, ...]:
-    """Objectives as ``front.json`` names them: with units, and accuracy in place of the error."""
+def _named(objectives: Objectives, rank_by: RankBy) -> tuple[str, ...]:
+    """Objectives as ``front.json`` names them: with units, and what ranks in place of the error."""
     names = {label: label.replace("latency:", "latency_ms on ") for label in objectives.labels}
-    return tuple("accuracy" if label == "error" else name for label, name in names.items())
+    return tuple(rank_by if label == "error" else name for label, name in names.items())
 
 
 def _load(point: FrontPoint, limits: Sequence[Limit]) -> float:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from latency_tables.errors import UsageError
-from pipeline.search.evaluation import Candidate, Score
+from pipeline.search.evaluation import Candidate, Score, merit_of
 from pipeline.search.evaluator import Evaluator
 from pipeline.search.generation import Crew, Task
 from pipeline.search.journal import Journal
@@ -97,14 +97,19 @@ class Halving:
         for rung in range(self.n_rungs):
             tallies |= self._rung(generation, rung, candidates, going, tallies)
             last = rung + 1 == self.n_rungs
-            ranked = sorted(going, key=lambda i: (candidates[i].violation, -tallies[i].accuracy))
+            ranked = sorted(
+                going, key=lambda i: (candidates[i].violation, -self._merit(tallies[i]))
+            )
             n_kept = len(going) if last else (len(going) + 1) // 2
             for place, i in enumerate(ranked):
                 if last or place >= n_kept:
-                    score = Score.of(tallies[i], candidates[i].arch)
+                    score = Score.of(tallies[i], candidates[i].arch, self.evaluator.rank_by)
                     final[i] = replace(score, complete=last)
             going = sorted(ranked[:n_kept])
         return [final[i] for i in range(len(candidates))]
+
+    def _merit(self, tally: Tally) -> float:
+        return merit_of(tally, self.evaluator.rank_by)
 
     def _rung(
         self,

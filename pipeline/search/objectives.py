@@ -73,7 +73,8 @@ class Objectives:
     def rows(self, evaluations: Sequence[Evaluation]) -> Array:
         """Values (N, n_objectives) to minimise.
 
-        Error is minus the accuracy, which fits shares and per cent alike. Unknown latencies, of
+        Error is minus the accuracy, which fits shares and per cent alike, or the loss where that
+        orders candidates. Unknown latencies, of
         candidates that broke a limit on costs or crashed a device, are infinite.
         """
         rows = [[_value(e, label) for label in self.labels] for e in evaluations]
@@ -94,7 +95,7 @@ def _latencies(name: str, device: str, devices: Sequence[str]) -> list[str]:
 
 def _value(evaluation: Evaluation, label: str) -> float:
     if label == ERROR:
-        return -evaluation.accuracy
+        return -evaluation.merit
     kind, _, device = label.partition(_ON)
     if kind == LATENCY:
         estimate = evaluation.latency.get(device)

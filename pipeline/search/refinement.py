@@ -93,7 +93,7 @@ def worth_measuring(
     possible = [e for e in comparable(evaluations) if _possible(e, limits, devices)]
     if n <= 0 or device not in devices or not possible:
         return []
-    accuracy = np.array([e.accuracy for e in possible])
+    merit = np.array([e.merit for e in possible])
     times = _Times.of(possible, devices)
     bounds = {x.device: x.bound for x in latency_limits(limits)}
     keeps = np.stack(  # (N, D)
@@ -101,8 +101,8 @@ def worth_measuring(
     )
     at = devices.index(device)
     others = np.delete(keeps, at, axis=1).prod(axis=1)
-    limit_worth = _spread(keeps[:, at]) * others * _all_better_fail(accuracy, keeps.prod(axis=1))
-    front_worth = _front_worth(accuracy, times) * keeps.prod(axis=1)
+    limit_worth = _spread(keeps[:, at]) * others * _all_better_fail(merit, keeps.prod(axis=1))
+    front_worth = _front_worth(merit, times) * keeps.prod(axis=1)
     wanted = [
         Wanted(
             arch=e.arch,
@@ -181,23 +181,23 @@ def _spread(p: Array) -> Array:
     return np.asarray(4.0 * p * (1.0 - p))
 
 
-def _all_better_fail(accuracy: Array, keeps: Array) -> Array:
+def _all_better_fail(merit: Array, keeps: Array) -> Array:
     """Chance (N,) that every more accurate candidate breaks a limit, errors being common to all."""
-    levels, index = np.unique(-accuracy, return_inverse=True)
+    levels, index = np.unique(-merit, return_inverse=True)
     fails = np.ones(len(levels))
     np.minimum.at(fails, index, 1.0 - keeps)
     better = np.concatenate([[1.0], np.minimum.accumulate(fails)[:-1]])
     return np.asarray(better[index], dtype=np.float64)
 
 
-def _front_worth(accuracy: Array, times: _Times) -> Array:
+def _front_worth(merit: Array, times: _Times) -> Array:
     """Worth (N,) of knowing who is on the front, where the intervals leave that open."""
-    worth = np.zeros(len(accuracy))
+    worth = np.zeros(len(merit))
     place = 0
-    for i in np.argsort(-accuracy, kind="stable"):
-        rivals = accuracy >= accuracy[i]
+    for i in np.argsort(-merit, kind="stable"):
+        rivals = merit >= merit[i]
         rivals[i] = False
-        if _beaten(i, rivals, accuracy, times):
+        if _beaten(i, rivals, merit, times):
             continue
         rivals &= (times.low < times.high[i]).all(axis=1)  # may be faster on every device
         if rivals.any():
@@ -208,10 +208,10 @@ def _front_worth(accuracy: Array, times: _Times) -> Array:
     return worth
 
 
-def _beaten(i: int, rivals: Flags, accuracy: Array, times: _Times) -> bool:
+def _beaten(i: int, rivals: Flags, merit: Array, times: _Times) -> bool:
     """Whether one of ``rivals`` is at least as good as i in any case; of equal ones, the first."""
     good = rivals & (times.high <= times.low[i]).all(axis=1)
-    better = (accuracy > accuracy[i]) | (times.high < times.low[i]).any(axis=1)
+    better = (merit > merit[i]) | (times.high < times.low[i]).any(axis=1)
     better[:i] = True
     return bool((good & better).any())
 

@@ -27,7 +27,7 @@ from latency_tables.files import write_json
 from latency_tables.ranking import kendall_tau
 from pipeline.randomness import numpy_generator
 from pipeline.search.halving import rung_ends
-from pipeline.supernet.answers import right_answers
+from pipeline.supernet.answers import answers_of
 from pipeline.supernet.scoring import Scorer
 from pipeline.supernet.weights import load_supernet
 from pipeline.training.threads import torch_threads
@@ -57,7 +57,7 @@ def answers(study: Study, method: str, seed: int, n_calibration: int | None) -> 
     used = calibration if n_calibration is None else [few.batch(0)]
     scorer = Scorer(study.space, supernet, used, study.batches("scoring", 250))
     began = time.process_time()
-    right = np.stack([right_answers(scorer, arch) for arch in study.archs])
+    right = np.stack([answers_of(scorer, arch).right for arch in study.archs])
     print(f"{name}: {(time.process_time() - began) / len(right):.3f} CPU s per subnet", flush=True)
     np.savez_compressed(path, right=right)
     return right

@@ -45,6 +45,16 @@ def test_networks_that_are_equal_have_an_order_of_chance():
     assert len(found.ties) >= 25
 
 
+def test_what_ranks_instead_of_the_accuracy_decides_the_order_but_not_the_ties():
+    right, accuracies = answers([0.7] * 20), np.linspace(0.3, 0.9, 20)
+    merits = answers(accuracies, seed=1).astype(float)
+    found = rank_stability(right, LABELS, winner=0, merits=merits)
+    assert found.tau.value > 0.8
+    assert found.ties == rank_stability(right, LABELS, winner=0).ties
+    first = half_of(LABELS)
+    assert found.halves[3] == (merits[3, first].mean(), merits[3, ~first].mean())
+
+
 def test_the_tau_is_that_of_the_two_halves_accuracies():
     right = answers(np.linspace(0.5, 0.6, 12))
     found = rank_stability(right, LABELS, winner=0)

@@ -11,12 +11,13 @@ from latency_tables.errors import DataError, RunError, UsageError
 from latency_tables.files import sha256_file
 from latency_tables.ranking import kendall_tau, strict_tau
 from pipeline.ranking.stability import half_of
+from pipeline.report.rank_charts import against_chart
 from pipeline.run.collect import collect
 from pipeline.run.following import follow_run
 from pipeline.run.ranking import RankRequest, rank
 from pipeline.run.scoring import make_scorer
 from pipeline.search.journal import read_journal
-from pipeline.supernet.answers import right_answers
+from pipeline.supernet.answers import answers_of
 from pipeline.supernet.scoring import Scorer
 from tests.pipeline.run import small
 
@@ -89,6 +90,20 @@ def test_the_report_is_of_the_scores_that_the_scorer_gives(run, table):
     assert found["report"]["tau_b"]["value"] == pytest.approx(kendall_tau(scores, truths))
     assert found["report"]["strict_tau"] == pytest.approx(strict_tau(scores, truths))
     assert found["report"]["baselines"]["MACs"]["tau_b"] == 1  # the table was made so
+
+
+def test_a_run_that_ranks_by_the_loss_is_judged_by_it(run, open_run, table):
+    by_accuracy = rank(run(), RankRequest(truth=table, n=12, n_images=64))
+    by_loss = rank(open_run(*SMALL, 'search.rank_by="loss"'), RankRequest(truth=table, n=12))
+    assert [n["score"] for n in by_loss["networks"]] == [-n["loss"] for n in by_loss["networks"]]
+    truths = [n["truth"] for n in by_loss["networks"]]
+    tau = kendall_tau([-n["loss"] for n in by_loss["networks"]], truths)
+    assert by_loss["report"]["tau_b"]["value"] == pytest.approx(tau)
+    assert by_loss["report"]["baselines"].keys() == {"MACs", "params", "accuracy"}
+    assert by_accuracy["report"]["baselines"].keys() == {"MACs", "params", "loss"}
+    against = collect(run().folder, run_name="r", created_utc="", strategy="").order.against
+    assert against.rank_by == "loss"
+    assert "minus the loss" in against_chart(against)
 
 
 def test_the_report_shows_a_comparison_until_the_weights_change(run, table, tmp_path):
@@ -210,7 +225,7 @@ def test_the_halves_are_cut_out_of_the_images_that_scored(run, tmp_path):
         first = half_of(labels)
         for network in told["networks"][:3]:
             arch = Arch.from_dict(network["arch"])
-            right = right_answers(scorer, arch)
+            right = answers_of(scorer, arch).right
             assert right.mean() == pytest.approx(scorer.score(arch).accuracy, abs=1e-12)
             assert network["halves"] == [right[first].mean(), right[~first].mean()]
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from pipeline.search.assisted import MIN_SCORED, Assistant, predict_accuracy
+from pipeline.search.assisted import MIN_SCORED, Assistant, predict_merit
 from pipeline.search.config import SearchConfig
 from pipeline.search.evaluation import Evaluation, Score
 from pipeline.search.limits import Limit
@@ -82,7 +82,7 @@ def test_nothing_is_predicted_from_a_handful(drawn):
 
 def test_accuracies_that_are_all_equal_are_predicted_as_they_are():
     choices = np.eye(4)[[0, 1, 2, 3, 0]]
-    found = predict_accuracy(np.full(4, 0.7), choices, np.empty((5, 0)))
+    found = predict_merit(np.full(4, 0.7), choices, np.empty((5, 0)))
     assert found == pytest.approx([0.7])
 
 
