@@ -1,6 +1,7 @@
 """``tables build`` that is killed with SIGKILL goes on: nothing is lost or measured twice."""
 
 import os
+import re
 import signal
 import sqlite3
 import time
@@ -63,7 +64,10 @@ def test_a_killed_build_ends_with_as_many_networks_as_were_asked_for(killed):
     home, _, out = killed
     assert len(sessions(home)) == SAMPLES + 25
     said = " ".join(out.split())  # lines break where the terminal ends
-    assert f"with {SAMPLES + 25} networks; asked is MAPE below 0.01 %" in said
+    used = re.search(r"with (\d+) networks; asked is MAPE below 0\.01 %", said)
+    # a fit leaves out what met this machine in another state: the killed session on a busy one
+    assert used is not None, said
+    assert SAMPLES <= int(used[1]) <= SAMPLES + 25
 
 
 def test_more_that_is_killed_measures_what_it_had_chosen(killed):
