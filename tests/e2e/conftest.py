@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -80,9 +82,23 @@ def home(tmp_path: Path) -> Home:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    """A home in which the README's first command has been run, as written."""
-    home = Home(path=tmp_path_factory.mktemp("readme"))
-    home.hilnas("run", "digits")
+    """A home in which the README's first command has been run, as written.
+
+    Of several processes that share the tests the first one runs it, and the others copy.
+    """
+    home = Home(path=tmp_path_factory.mktemp("readme") / "home")
+    session = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    if session is None:
+        home.path.mkdir()
+        home.hilnas("run", "digits")
+        return home
+    whole = tmp_path_factory.getbasetemp().parent / f"first-command-{session}"
+    with open(f"{whole}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
+        if not whole.exists():
+            whole.mkdir()
+            Home(path=whole).hilnas("run", "digits")
+    shutil.copytree(whole, home.path)
     return home
 
 

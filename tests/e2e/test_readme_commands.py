@@ -47,8 +47,10 @@ def test_the_command_works(finished, command):
         )
     if command[1] == "rank":
         (finished.path / command[-1]).write_text(known_networks(finished.path / "runs/digits"))
-    # a transfer is a second main job; tests/e2e/test_transfer.py runs it to its end
-    finished.hilnas(*command[1:], *(["--plan"] if command[1] == "transfer" else []))
+    # a transfer is a second main job, and retraining takes as long as training; to their ends, as
+    # long tests, they run in tests/e2e/test_transfer.py and test_retrain.py
+    shorter = {"transfer": ["--plan"], "retrain": ["--set", "epochs=2"]}
+    finished.hilnas(*command[1:], *shorter.get(command[1], []))
 
 
 def known_networks(run):
