@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from torch import Tensor, nn
@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from latency_tables import keys
 from latency_tables.arch import Arch, Decision
 from latency_tables.cost_table import CostTable
+from latency_tables.errors import SpaceError
+
+if TYPE_CHECKING:
+    from pipeline.generator.policy import Policy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,9 +36,33 @@ class Segment:
 class Supernet(nn.Module):
     """A network that holds the weights of every architecture of a space."""
 
+    mixes: bool = False
+    """Whether :meth:`source_of` makes weights for a subnet that it is asked for (K-shot NAS): they
+    are overwritten when it is asked for the next one."""
+
     def forward(self, x: Tensor, arch: Arch) -> Tensor:
         """Logits (N, n_classes) of the subnet ``arch`` for images (N, C, H, W)."""
         raise TypeError(f"{type(self).__name__} does not say how to run a subnet")
+
+    def policy_forward(self, x: Tensor, policy: Policy, *, dense: bool = False) -> Tensor:
+        """Logits (N, n_classes) of ``policy.arch``, with gradients that reach ``policy.one_hot``.
+
+        Sliced, the values are those of :meth:`forward` to the last bit, and the gradient is that
+        through active units (:mod:`pipeline.spaces.matrix_mapping`).
+
+        Args:
+            dense: compute everything at full size, so that inactive units have a gradient as well;
+                equal up to rounding, and as expensive as the largest subnet.
+
+        Raises:
+            SpaceError: the space has no such pass.
+        """
+        from pipeline.spaces import SPACES
+
+        raise SpaceError(
+            f"{type(self).__name__} has no pass in which gradients reach the choices; supernets of "
+            f"these spaces have one: {', '.join(SPACES)}"
+        )
 
     def subnet_parameters(self, arch: Arch) -> list[nn.Parameter]:
         """The parameters that ``arch`` uses."""
@@ -42,7 +70,7 @@ class Supernet(nn.Module):
 
     def source_of(self, arch: Arch) -> Supernet:
         """The supernet of the space that holds the weights of ``arch``: this one, unless it is
-        made of several."""
+        made of several. See ``mixes`` for how long it holds them."""
         return self
 
     def layout(self) -> dict[str, Any]:

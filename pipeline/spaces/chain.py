@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from functools import partial, reduce
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,10 @@ from latency_tables.cost_table import CostTable
 from latency_tables.errors import SpaceError
 from pipeline.spaces.base import Segment, Supernet
 from pipeline.spaces.described import DescribedSpace
+from pipeline.spaces.matrix_mapping import Gates, run_aside
+
+if TYPE_CHECKING:
+    from pipeline.generator.policy import Policy
 
 FIXED = "fixed"
 """Name of the only choice of a position that is not searched."""
@@ -86,6 +90,40 @@ class ChainSupernet(Supernet):
         for position in self.chain:
             x = self.block(position, arch)(x)
         return x
+
+    def policy_forward(self, x: Tensor, policy: Policy, *, dense: bool = False) -> Tensor:
+        """Logits (N, n_classes) of the path ``policy.arch``; see :class:`Supernet`.
+
+        Choices share no weights, so there is no mask: the output of the chosen module is multiplied
+        by its entry. Dense, it is the sum over all modules of a position.
+        """
+        gates = Gates(policy, like=next(self.parameters()))
+        for index, position in enumerate(self.chain):
+            if not position.searched:
+                x = self.run_choice(index, position.choices[0], x, gates, dense=dense)
+                continue
+            chosen = position.choice(gates.arch)
+            outputs = (
+                gates.entry(position.name, choice)
+                * self.run_choice(index, choice, x, gates, dense=dense)
+                for choice in (position.choices if dense else (chosen,))
+            )
+            x = reduce(torch.add, outputs)
+        return x
+
+    def run_choice(
+        self, index: int, choice: str, x: Tensor, gates: Gates, *, dense: bool
+    ) -> Tensor:
+        """Output of one module of a position, with gradients to what else it depends on.
+
+        Args:
+            dense: at full size; modules that were not chosen keep their running statistics.
+        """
+        position = self.chain[index]
+        module = self.blocks.get_submodule(f"{position.name}.{choice}")
+        if choice == position.choice(gates.arch):
+            return cast("Tensor", module(x))
+        return run_aside(module, (x,), weights={}, statistics_of={})
 
     def subnet_parameters(self, arch: Arch) -> list[nn.Parameter]:
         """The parameters on the path ``arch``."""

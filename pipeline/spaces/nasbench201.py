@@ -44,6 +44,7 @@ from latency_tables.cost_table import CostTable
 from latency_tables.errors import InvalidArchError, SpaceError
 from pipeline.spaces.chain import FIXED, ChainSpace, ChainSupernet, Position
 from pipeline.spaces.layers import conv_bn
+from pipeline.spaces.matrix_mapping import Gates
 from pipeline.spaces.nasbench201_cell import (
     CONVOLUTIONS,
     LABELS,
@@ -53,9 +54,12 @@ from pipeline.spaces.nasbench201_cell import (
     live_operators,
     steps_of,
 )
+from pipeline.spaces.nasbench201_masked import cell_output
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from pipeline.generator.policy import Policy
 
 DECISIONS = tuple(Decision(label=label, choices=OPERATORS) for label in LABELS)
 PUBLISHED_NAMES = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
@@ -129,6 +133,13 @@ class EveryOperator(nn.Module):
             edges[label] = self.edges.get_submodule(f"{label}.{name}")
         return Cell(operators, edges)
 
+    def convolutions(self) -> dict[str, dict[str, nn.Module]]:
+        """Label of the edge → operator → module."""
+        return {
+            label: {name: self.edges.get_submodule(f"{label}.{name}") for name in CONVOLUTIONS}
+            for label in LABELS
+        }
+
 
 class ResidualBlock(nn.Module):
     """Two times ReLU, conv 3×3, batch norm with stride 2; added to a pooled 1×1 projection."""
@@ -191,10 +202,23 @@ class CellSupernet(ChainSupernet):
         """The module that ``arch`` runs at ``position``; a cell's convolutions are not copied."""
         if not isinstance(position, CellPosition):
             return super().block(position, arch)
+        return self._every(position).cell(operators_of(arch))
+
+    def _every(self, position: Position) -> EveryOperator:
         every = self.blocks.get_submodule(f"{position.name}.{EVERY}")
         if not isinstance(every, EveryOperator):
             raise SpaceError(f"position {position.name!r} of the supernet holds no cell")
-        return every.cell(operators_of(arch))
+        return every
+
+    def policy_forward(self, x: Tensor, policy: Policy, *, dense: bool = False) -> Tensor:
+        """Logits (N, n_classes) of ``policy.arch``; see :class:`Supernet`."""
+        gates = Gates(policy, like=next(self.parameters()))
+        for position in self.chain:
+            if isinstance(position, CellPosition):
+                x = cell_output(self._every(position).convolutions(), x, gates, dense=dense)
+            else:
+                x = super().block(position, gates.arch)(x)
+        return x
 
 
 class NASBench201(ChainSpace):

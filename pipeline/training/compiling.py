@@ -32,8 +32,9 @@ from latency_tables.errors import TrainingError, UsageError
 from pipeline.spaces.base import Supernet
 from pipeline.spaces.chain import ChainSupernet
 
-GRAPHS = 8
-"""Graphs per structure: shapes, and the modes of training, of scoring and of a teacher's pass."""
+GRAPHS = 16
+"""Graphs per structure: shapes, and the modes of training (with and without gates), of scoring and
+of a teacher's pass."""
 
 _CONTAINERS = (nn.ModuleDict, nn.ModuleList)
 _WITHOUT = "train without it: --set train.compile=false"

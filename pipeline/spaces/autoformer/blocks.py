@@ -147,12 +147,13 @@ class Block(nn.Module):
     def forward(self, x: Tensor, size: BlockSize | None = None) -> Tensor:
         """(B, N, E) → (B, N, E)."""
         size = self.size if size is None else size
-        x = x + self.drop_path(self._attention(_norm(self.norm1, x), size.heads))
+        x = x + self.drop_path(self.attention(_norm(self.norm1, x), size.heads))
         hidden = _linear(self.fc1, _norm(self.norm2, x), size.hidden)  # (B, N, f)
         y: Tensor = self.drop_path(_linear(self.fc2, self.activation(hidden), size.embed_dim))
         return x + y
 
-    def _attention(self, x: Tensor, heads: int) -> Tensor:
+    def attention(self, x: Tensor, heads: int) -> Tensor:
+        """(B, N, E) → (B, N, E) by the first ``heads`` heads."""
         b, n, e = x.shape
         d = self.head_dim
         qkv = _linear(self.qkv, x, 3 * heads * d).reshape(b, n, heads, 3, d)

@@ -6,6 +6,22 @@ from dataclasses import dataclass, replace
 
 from pipeline.spaces.autoformer.blocks import BlockSize
 
+EMBED_DIM, DEPTH = "embed_dim", "depth"
+
+
+def block_name(index: int) -> str:
+    """Name of the block with ``index`` blocks before it.
+
+    >>> block_name(0), own_labels(block_name(0))
+    ('block01', ('block01_heads', 'block01_mlp_ratio'))
+    """
+    return f"block{index + 1:02d}"
+
+
+def own_labels(name: str) -> tuple[str, str]:
+    """Labels of what a block decides for itself."""
+    return f"{name}_heads", f"{name}_mlp_ratio"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
@@ -81,6 +97,15 @@ PRESETS = _RELATIVE | {
 """The paper's three spaces and one for tests, each also without relative positions."""
 
 
+def hidden_width(embed_dim: int, mlp_ratio: float) -> int:
+    """Hidden width of an MLP, rounded down.
+
+    >>> hidden_width(216, 3.5)
+    756
+    """
+    return int(embed_dim * mlp_ratio)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subnet:
     """Sizes of one network; it need not be in a space. Depth = number of blocks."""
@@ -96,7 +121,7 @@ class Subnet:
         756
         """
         return tuple(
-            BlockSize(embed_dim=self.embed_dim, heads=h, hidden=int(self.embed_dim * ratio))
+            BlockSize(embed_dim=self.embed_dim, heads=h, hidden=hidden_width(self.embed_dim, ratio))
             for h, ratio in zip(self.heads, self.mlp_ratios, strict=True)
         )
 

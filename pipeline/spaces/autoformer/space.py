@@ -26,6 +26,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -40,20 +41,23 @@ from pipeline.spaces.autoformer.blocks import (
     PatchEmbedding,
     initialise,
 )
-from pipeline.spaces.autoformer.sizes import PRESETS, Preset, Subnet
+from pipeline.spaces.autoformer.masked import policy_logits
+from pipeline.spaces.autoformer.sizes import (
+    DEPTH,
+    EMBED_DIM,
+    PRESETS,
+    Preset,
+    Subnet,
+    block_name,
+    hidden_width,
+    own_labels,
+)
 from pipeline.spaces.base import Segment, Supernet
 from pipeline.spaces.described import DescribedSpace
 from pipeline.spaces.entangled import inherit_part
 
-EMBED_DIM, DEPTH = "embed_dim", "depth"
-
-
-def _block_name(index: int) -> str:
-    return f"block{index + 1:02d}"
-
-
-def _own_labels(name: str) -> tuple[str, str]:
-    return f"{name}_heads", f"{name}_mlp_ratio"
+if TYPE_CHECKING:
+    from pipeline.generator.policy import Policy
 
 
 class AutoFormerSupernet(Supernet):
@@ -71,9 +75,13 @@ class AutoFormerSupernet(Supernet):
         subnet = self.space.subnet(arch)
         x = self.get_submodule("patch_embed")(x, subnet.embed_dim)  # (B, N, E)
         for i, size in enumerate(subnet.blocks()):
-            x = self.get_submodule(_block_name(i))(x, size)
+            x = self.get_submodule(block_name(i))(x, size)
         logits: Tensor = self.get_submodule("head")(x)
         return logits
+
+    def policy_forward(self, x: Tensor, policy: Policy, *, dense: bool = False) -> Tensor:
+        """Logits (B, n_classes) of ``policy.arch``; see :class:`Supernet`."""
+        return policy_logits(self, self.space.sizes, x, policy, dense=dense)
 
     def subnet_parameters(self, arch: Arch) -> list[nn.Parameter]:
         """Every parameter of which ``arch`` uses a part."""
@@ -93,7 +101,7 @@ class AutoFormerSpace(DescribedSpace):
             width=input_shape[2] // sizes.patch,
             max_distance=sizes.max_distance,
         )
-        blocks = [_own_labels(_block_name(i)) for i in range(sizes.depths[-1])]
+        blocks = [own_labels(block_name(i)) for i in range(sizes.depths[-1])]
         super().__init__(
             name="autoformer",
             preset=preset,
@@ -115,7 +123,7 @@ class AutoFormerSpace(DescribedSpace):
     def canonical(self, arch: Arch) -> Arch:
         """Set the genes of absent blocks to their first choices."""
         beyond = range(int(arch[DEPTH]), self.sizes.depths[-1])
-        absent = {label for i in beyond for label in _own_labels(_block_name(i))}
+        absent = {label for i in beyond for label in own_labels(block_name(i))}
         first = {d.label: d.choices[0] for d in self.decisions if d.label in absent}
         return Arch({**arch, **first})
 
@@ -127,7 +135,7 @@ class AutoFormerSpace(DescribedSpace):
 
     def subnet(self, arch: Arch) -> Subnet:
         """The sizes that ``arch`` stands for."""
-        own = [_own_labels(_block_name(i)) for i in range(int(arch[DEPTH]))]
+        own = [own_labels(block_name(i)) for i in range(int(arch[DEPTH]))]
         return Subnet(
             embed_dim=int(arch[EMBED_DIM]),
             heads=tuple(int(arch[heads]) for heads, _ in own),
@@ -143,7 +151,7 @@ class AutoFormerSpace(DescribedSpace):
         choices = {d.label: d.choices[0] for d in self.decisions}
         choices |= {EMBED_DIM: subnet.embed_dim, DEPTH: len(subnet.heads)}
         for i, own in enumerate(zip(subnet.heads, subnet.mlp_ratios, strict=True)):
-            choices |= dict(zip(_own_labels(_block_name(i)), own, strict=True))
+            choices |= dict(zip(own_labels(block_name(i)), own, strict=True))
         arch = Arch(choices)
         self.validate(arch)
         return arch
@@ -152,7 +160,7 @@ class AutoFormerSpace(DescribedSpace):
 
     def positions(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
         """Name and labels of every piece."""
-        blocks = [_block_name(i) for i in range(self.sizes.depths[-1])]
+        blocks = [block_name(i) for i in range(self.sizes.depths[-1])]
         names = ["patch_embed", *blocks, "head"]
         return tuple((name, self._labels(name)) for name in names)
 
@@ -160,8 +168,8 @@ class AutoFormerSpace(DescribedSpace):
         """A block that the shallowest network lacks also depends on the depth."""
         if name in ("patch_embed", "head"):
             return (EMBED_DIM,)
-        always = name in {_block_name(i) for i in range(self.sizes.depths[0])}
-        return (EMBED_DIM, *(() if always else (DEPTH,)), *_own_labels(name))
+        always = name in {block_name(i) for i in range(self.sizes.depths[0])}
+        return (EMBED_DIM, *(() if always else (DEPTH,)), *own_labels(name))
 
     def segments(self, arch: Arch) -> tuple[Segment, ...]:
         """Patch embedding, the blocks that are present, head."""
@@ -172,7 +180,8 @@ class AutoFormerSpace(DescribedSpace):
         """The pieces of the supernet."""
         sizes = self.sizes
         e = sizes.supernet_embed_dim
-        block = BlockSize(embed_dim=e, heads=sizes.heads[-1], hidden=int(e * sizes.mlp_ratios[-1]))
+        hidden = hidden_width(e, sizes.mlp_ratios[-1])
+        block = BlockSize(embed_dim=e, heads=sizes.heads[-1], hidden=hidden)
         return self._pieces(e, (block,) * sizes.depths[-1])
 
     def _pieces(self, embed_dim: int, blocks: tuple[BlockSize, ...]) -> tuple[Segment, ...]:
@@ -190,7 +199,7 @@ class AutoFormerSpace(DescribedSpace):
             ),
             *(
                 piece(
-                    _block_name(i),
+                    block_name(i),
                     ("block", size, sizes.head_dim, relative),
                     partial(Block, size, head_dim=sizes.head_dim, grid=relative),
                 )

@@ -126,12 +126,26 @@ class Shortcut(nn.Module):
     def forward(self, x: Tensor, channels: int | None = None) -> Tensor:
         """(N, C_in, H, W) → (N, channels, ceil(H / stride), ceil(W / stride))."""
         channels = self.channels if channels is None else channels
-        if self.stride > 1:
-            padding = [n % self.stride for n in x.shape[2:]]
-            x = F.avg_pool2d(x, self.stride, padding=padding, count_include_pad=False)
+        x = self.pooled(x)
         if self.conv is None or x.shape[1] == channels:
             return x
         return F.conv2d(x, part(self.conv.weight, channels, x.shape[1], 1, 1))
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) → (N, C_in, ceil(H / stride), ceil(W / stride))."""
+        if self.stride == 1:
+            return x
+        padding = [n % self.stride for n in x.shape[2:]]
+        return F.avg_pool2d(x, self.stride, padding=padding, count_include_pad=False)
+
+
+def middle_channels(in_channels: int, expand: int) -> int:
+    """Channels of a block's depthwise convolution.
+
+    >>> middle_channels(24, 1), middle_channels(24, 4), middle_channels(25, 3)
+    (24, 96, 72)
+    """
+    return in_channels if expand == 1 else make_divisible(in_channels * expand)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,9 +160,7 @@ class BlockSize:
     @property
     def mid(self) -> int:
         """Channels of the depthwise convolution."""
-        if self.expand == 1:
-            return self.in_channels
-        return make_divisible(self.in_channels * self.expand)
+        return middle_channels(self.in_channels, self.expand)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,8 @@ from itertools import pairwise
 from latency_tables.errors import SpaceError
 from pipeline.spaces.elastic_cnn.blocks import BlockSize
 
+RESOLUTION, STEM_WIDTH, LAST_WIDTH = "resolution", "stem_width", "last_width"
+
 MAX_UNIT = 32
 """Resolutions are multiples of at most this: the stride of the whole network."""
 
@@ -39,6 +41,11 @@ class Stage:
             raise ValueError("a block of expansion 1 has no expanding convolution to share")
         if self.depths[0] < 1:
             raise ValueError(f"a stage has at least one block, not {self.depths[0]}")
+
+
+def block_name(stage: Stage, index: int) -> str:
+    """Name of the block of a stage with ``index`` blocks before it."""
+    return f"{stage.name}_{index + 1}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -53,25 +54,27 @@ from pipeline.spaces.elastic_cnn.blocks import (
     initialise,
     part,
 )
+from pipeline.spaces.elastic_cnn.masked import policy_logits
 from pipeline.spaces.elastic_cnn.sizes import (
     ATTENTIVE_PRESETS,
     BIG_PRESETS,
+    LAST_WIDTH,
+    RESOLUTION,
+    STEM_WIDTH,
     Preset,
-    Stage,
     Subnet,
+    block_name,
     scaled_resolutions,
 )
 from pipeline.spaces.entangled import inherit_part
 from pipeline.spaces.mobilenetv2 import fitted_strides
 from pipeline.supernet.resolution import resized
 
-RESOLUTION, STEM, HEAD = "resolution", "stem", "head"
-STEM_WIDTH, LAST_WIDTH = "stem_width", "last_width"
+if TYPE_CHECKING:
+    from pipeline.generator.policy import Policy
+
+STEM, HEAD = "stem", "head"
 STEM_KERNEL = 3
-
-
-def _block_name(stage: Stage, index: int) -> str:
-    return f"{stage.name}_{index + 1}"
 
 
 class ElasticSupernet(Supernet):
@@ -93,6 +96,10 @@ class ElasticSupernet(Supernet):
             x = self.get_submodule(name)(x, size)
         logits: Tensor = self.get_submodule(HEAD)(x, subnet.last)
         return logits
+
+    def policy_forward(self, x: Tensor, policy: Policy, *, dense: bool = False) -> Tensor:
+        """Logits (N, n_classes) of ``policy.arch``; see :class:`Supernet`."""
+        return policy_logits(self, self.space, x, policy, dense=dense)
 
     def subnet_parameters(self, arch: Arch) -> list[nn.Parameter]:
         """Every parameter of which ``arch`` uses a part."""
@@ -218,7 +225,7 @@ class ElasticSpace(DescribedSpace):
 
     def positions(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
         """Stem, every block that any network has, head."""
-        names = (_block_name(s, i) for s in self.sizes.stages for i in range(s.depths[-1]))
+        names = (block_name(s, i) for s in self.sizes.stages for i in range(s.depths[-1]))
         return tuple((name, self._labels[name]) for name in (STEM, *names, HEAD))
 
     @cached_property
@@ -231,7 +238,7 @@ class ElasticSpace(DescribedSpace):
             for i in range(stage.depths[-1]):
                 depth = [f"{stage.name}_depth"] if i >= stage.depths[0] else []
                 extra = [before] if i == 0 else depth
-                labels[_block_name(stage, i)] = [RESOLUTION, *extra, *own]
+                labels[block_name(stage, i)] = [RESOLUTION, *extra, *own]
             before = own[0]
         labels[HEAD] = [RESOLUTION, before, LAST_WIDTH]
         return {
@@ -242,7 +249,7 @@ class ElasticSpace(DescribedSpace):
     def named_blocks(self, subnet: Subnet) -> tuple[tuple[str, BlockSize], ...]:
         """Name and size of every block, in order."""
         return tuple(
-            (_block_name(stage, i), size)
+            (block_name(stage, i), size)
             for stage, sizes in zip(self.sizes.stages, subnet.blocks(), strict=True)
             for i, size in enumerate(sizes)
         )
@@ -260,7 +267,7 @@ class ElasticSpace(DescribedSpace):
                     shortcut=self.sizes.project or i > 0,
                 )
                 rate = self.sizes.drop_path * len(kinds) / n_blocks
-                kinds[_block_name(stage, i)] = (kind, rate if stage in stages[-2:] else 0.0)
+                kinds[block_name(stage, i)] = (kind, rate if stage in stages[-2:] else 0.0)
         return kinds
 
     def segments(self, arch: Arch) -> tuple[Segment, ...]:
@@ -271,7 +278,7 @@ class ElasticSpace(DescribedSpace):
         """The pieces of the supernet: shortcuts project where any two widths differ."""
         project, before = {}, self.sizes.stem_widths
         for stage in self.sizes.stages:
-            project[_block_name(stage, 0)] = len({*before, *stage.widths}) > 1
+            project[block_name(stage, 0)] = len({*before, *stage.widths}) > 1
             before = stage.widths
         largest = {label: choices[-1] for label, choices in self._options.items()}
         return self._pieces(self.subnet(largest), project)

@@ -78,7 +78,11 @@ def test_passes_without_dropout_normalise_by_their_batch_and_probing_leaves_no_t
     assert all(before[k].equal(v) for k, v in statistics().items())
 
 
-OPTIONS = {"greedynas": {"drawn": 4, "trained": 2}}
+OPTIONS = {
+    "greedynas": {"drawn": 4, "trained": 2},
+    "shiftnas": {"levels": 2, "update_every": 4},
+    "kshot": {"k": 2, "groups": 4},
+}
 # path dropout mixes the outputs of layers that each choose one operator
 TRAINING = sorted(set(STRATEGIES) - {"one_shot"})
 

@@ -1,0 +1,1 @@
+"""The architecture generator of ShiftNAS: an architecture for any level of cost, without search."""
