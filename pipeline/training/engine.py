@@ -227,6 +227,8 @@ class Run:
         try:
             if self.ranks.leads:
                 save_supernet(self.space, self.supernet, path, extra=extra)
+                if hasattr(self.strategy, "save"):
+                    self.strategy.save(self.folder)
         except OSError as error:
             raise TrainingError(
                 f"{path} cannot be written: {error.strerror or error}; all steps are kept in "
@@ -254,6 +256,8 @@ class Run:
         logger.info("training in %s%s", self.precision, f" (timed: {timed})" if timed else "")
 
     def _make_optimizers(self) -> None:
+        if hasattr(self.strategy, "plan"):
+            self.strategy.plan(self.total)
         for name, plan in self.strategy.optimizers().items():
             parameters = plan.parameters
             if parameters is None:
@@ -332,12 +336,7 @@ class Run:
 
     def _execute(self, update: Update, index: int) -> list[Tensor]:
         """Make the gradients of one update and step its optimizer; returns the losses."""
-        optimizer = self.optimizers.get(update.optimizer)
-        if optimizer is None:
-            raise UsageError(
-                f"an update names the optimizer {update.optimizer!r}; the strategy declares "
-                f"{', '.join(sorted(self.optimizers))}"
-            )
+        moved = {name: self._optimizer(name) for name in (update.optimizer, *update.also)}
         for each in self.optimizers.values():
             each.clear()
         losses: list[Tensor] = []
@@ -345,26 +344,43 @@ class Run:
         if update.gradients is None:
             clip_norm = self.config.clip_norm if clip_norm is None else clip_norm
             clip_value = self.config.clip_value if clip_value is None else clip_value
-            for make_loss in update.losses:
+            for make_loss in (*update.losses, *update.beside):
                 with self.timer.part("forward"), self.precision.autocast(self.device):
                     loss = make_loss()
                 with self.timer.part("backward"):
                     loss.backward()  # type: ignore[no-untyped-call]
                 losses.append(loss.detach())
+            losses = losses[: len(update.losses)]
         else:
             ready = update.gradients() if callable(update.gradients) else update.gradients
-            optimizer.clear()  # making them may have left some behind
-            optimizer.set_gradients(ready)
-        if self.ranks.world > 1:
-            what = f"update of {update.optimizer!r} in step {index}"
-            with self.timer.part("reduction"):
-                losses = self.ranks.reduce(optimizer.parameters, losses, what=what)
+            moved[update.optimizer].clear()  # making them may have left some behind
+            moved[update.optimizer].set_gradients(ready)
+        for name, optimizer in moved.items():
+            if self.ranks.world > 1:
+                what = f"update of {name!r} in step {index}"
+                with self.timer.part("reduction"):
+                    shared_losses = losses if name == update.optimizer else []
+                    means = self.ranks.reduce(optimizer.parameters, shared_losses, what=what)
+                    losses = means or losses
         with self.timer.part("optimizer"):
-            optimizer.scale_and_clip(scale=update.scale, clip_norm=clip_norm, clip_value=clip_value)
-            optimizer.step(self._lr(update.optimizer, index))
+            for name, optimizer in moved.items():
+                optimizer.scale_and_clip(
+                    scale=update.scale, clip_norm=clip_norm, clip_value=clip_value
+                )
+                optimizer.step(self._lr(name, index))
             for each in self.optimizers.values():
                 each.clear()
         return losses
+
+    def _optimizer(self, name: str) -> NamedOptimizer:
+        """One that the strategy declares. Raises UsageError naming those that there are."""
+        optimizer = self.optimizers.get(name)
+        if optimizer is None:
+            raise UsageError(
+                f"an update names the optimizer {name!r}; the strategy declares "
+                f"{', '.join(sorted(self.optimizers))}"
+            )
+        return optimizer
 
     def _next_batch(self, split: str) -> Batch:
         stream = self.streams.get(split)
@@ -395,6 +411,7 @@ class Run:
         if not self.ranks.leads:
             return
         seconds = self.seconds - self.logged_seconds
+        numbers: dict[str, Any] = getattr(self.strategy, "log_numbers", dict)()
         self.log.append(
             {
                 "step": self.done,
@@ -403,6 +420,7 @@ class Run:
                 "lr": self._lr(next(iter(self.optimizers)), self.done - 1),
                 "images_per_s": round((self.n_images - self.logged_images) / seconds, 1),
                 "seconds": round(self.seconds, 3),
+                **numbers,
             }
         )
         self.logged_images, self.logged_seconds = self.n_images, self.seconds

@@ -58,13 +58,19 @@ class Update:
     before the next one, so memory is that of one subnet), or ``gradients``: ready ones or a
     function that makes them, called when the update is executed.
 
+    ``beside`` are further losses that are differentiated with the others, but are no part of the
+    loss that is logged and watched. ``also`` names further optimizers that step on the gradients of
+    the same losses, each clipped by itself.
+
     ``scale`` multiplies the gradients. The clipping bounds replace those of the run file; ready
     gradients are clipped only where a bound is given here.
     """
 
     losses: Sequence[Callable[[], Tensor]] = ()
+    beside: Sequence[Callable[[], Tensor]] = ()
     gradients: Gradients | Callable[[], Gradients] | None = None
     optimizer: str = "weights"
+    also: Sequence[str] = ()
     scale: float = 1.0
     clip_norm: float | None = None
     clip_value: float | None = None
@@ -72,6 +78,8 @@ class Update:
     def __post_init__(self) -> None:
         if bool(self.losses) == (self.gradients is not None):
             raise UsageError("an Update carries either losses or gradients: give one of the two")
+        if self.gradients is not None and (self.beside or self.also):
+            raise UsageError("ready gradients are those of one optimizer, and of no further loss")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +93,17 @@ class OptimizerPlan:
     parameters: Mapping[str, nn.Parameter] | None = None
     optimizer: OptimizerConfig | None = None
     schedule: ScheduleConfig | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut:
+    """What a strategy asks for in ``splits``: held-out images in batches that take turns.
+
+    Batches have the size of the run's; a plain number of images in its place asks for one batch of
+    all of them, the same every time.
+    """
+
+    n_images: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +196,11 @@ class Strategy(Protocol):
 
     ``state_dict`` returns nested dicts and lists of JSON values and tensors: whatever outlives a
     step. ``load_state_dict`` must copy into tensors that an optimizer holds, not replace them.
+
+    A strategy may also have ``plan(n_steps)``, told before :meth:`optimizers` how long the run is;
+    ``log_numbers()``, JSON values for the lines of ``train.jsonl`` (rank 0 asks, so nothing in it
+    may wait for other ranks); ``save(folder)``, for files of its own beside the weights; and
+    ``summary()``, a line for people at the end.
     """
 
     def optimizers(self) -> Mapping[str, OptimizerPlan]:

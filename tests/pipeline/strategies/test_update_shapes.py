@@ -290,6 +290,12 @@ def test_an_update_carries_either_losses_or_gradients(carried: dict[str, Any]) -
         Update(**carried)
 
 
+def test_ready_gradients_are_those_of_one_optimizer() -> None:
+    for more in ({"also": ["b"]}, {"beside": [lambda: torch.zeros(())]}):
+        with pytest.raises(UsageError, match="one optimizer"):
+            Update(gradients={}, **more)  # type: ignore[arg-type]
+
+
 def test_soft_labels_give_the_same_loss_as_the_classes_they_stand_for() -> None:
     space = toy_space()
     step = Step(

@@ -235,7 +235,7 @@ def test_a_split_that_does_not_exist_is_named(tmp_path: Path) -> None:
             yield from super().updates(step)
 
     space = toy_space()
-    with pytest.raises(UsageError, match="'calibration'; there are: scoring, train"):
+    with pytest.raises(UsageError, match="'calibration'; there are: b-update, scoring, train"):
         toy_train(tmp_path, space=space, strategy=Asking(space))
 
 

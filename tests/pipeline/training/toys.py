@@ -78,13 +78,13 @@ def toy_train(
     config: TrainConfig | None = None,
     **more: Any,
 ) -> TrainResult:
-    """Train on synthetic batches of the splits train and scoring."""
+    """Train on synthetic batches of the splits train, scoring and b-update."""
     space = space or toy_space()
     return train(
         space,
         supernet or toy_supernet(space),
         strategy or SPOS(space),
-        {"train": ToyStream(), "scoring": ToyStream(seed=1)},
+        {"train": ToyStream(), "scoring": ToyStream(seed=1), "b-update": ToyStream(seed=2)},
         config or toy_config(),
         folder,
         seed=0,
