@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from latency_tables.estimate import Estimate
 from latency_tables.files import write_text
-from pipeline.report import charts, figures, rank_charts
+from pipeline.report import charts, figures, level_charts, rank_charts
 from pipeline.report.drawing import cell_of, draw_cell
 from pipeline.report.figures import Agreement
 from pipeline.report.model import Block, DeviceReport, MeasuredRow, ReportData
@@ -89,7 +89,7 @@ def render_html(report: ReportData) -> str:
     blocks = report.winner.blocks if report.winner else ()
     colours = _colours(report, blocks)
     return (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             report=report,
@@ -100,6 +100,10 @@ def render_html(report: ReportData) -> str:
             cell=draw_cell(cell_of(report.winner.arch), colours) if report.winner else None,
             heaviest=max((b.macs or 0.0 for b in blocks), default=0.0),
             training=charts.training_chart(report.training),
+            level_key=level_charts.level_key(report.levels),
+            level_probabilities=level_charts.probability_chart(report.levels),
+            level_losses=level_charts.loss_chart(report.levels),
+            level_entropy=level_charts.entropy_chart(report.levels),
             against=rank_charts.against_chart(report.order.against),
             followed=rank_charts.followed_chart(report.order.followed),
             ordered=rank_charts.order_chart(report.order.followed),
@@ -147,7 +151,8 @@ def _colours(report: ReportData, blocks: tuple[Block, ...]) -> Mapping[str, str]
     return {name: f"op{index % N_COLOURS}" for index, name in enumerate(names)}
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Templates whose every printed value is escaped and cleaned."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,

@@ -42,6 +42,26 @@ class TrainingPoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LevelPoint:
+    """B at one step: probability and held-out loss of every level, where it is known."""
+
+    step: int
+    probabilities: tuple[float, ...]
+    losses: tuple[float | None, ...]
+    entropy: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LevelHistory:
+    """How training was spread over levels of a cost; ``targets`` in ``unit``."""
+
+    cost: str
+    unit: str
+    targets: tuple[float, ...]
+    points: tuple[LevelPoint, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TablePoint:
     """One network of the latency table."""
 
@@ -237,6 +257,7 @@ class ReportData:
     space: SpaceSummary | None = None
     strategy: str = ""
     training: tuple[TrainingPoint, ...] = ()
+    levels: LevelHistory | None = None
     evaluations: tuple[Evaluated, ...] = ()
     front: tuple[FrontRow, ...] = ()
     limits: tuple[LimitRow, ...] = ()

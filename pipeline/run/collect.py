@@ -31,6 +31,7 @@ from pipeline.report.model import (
     Winner,
     measured_row,
 )
+from pipeline.run.collect_levels import level_history
 from pipeline.run.collect_own import own_networks, rows_of_limits
 from pipeline.run.collect_rank import rank_evidence
 from pipeline.run.folder import RunFolder
@@ -81,6 +82,7 @@ def collect(folder: RunFolder, *, run_name: str, created_utc: str, strategy: str
         space=_space(files),
         strategy=strategy,
         training=_training(folder),
+        levels=level_history(_log_rows(folder)),
         evaluations=_evaluations(folder),
         front=_front(files),
         limits=_limits(files),
@@ -127,11 +129,18 @@ def _space(files: _Files) -> SpaceSummary | None:
 
 
 def _training(folder: RunFolder) -> tuple[TrainingPoint, ...]:
+    rows = _log_rows(folder)
+    return tuple(
+        TrainingPoint(step=r["step"], loss=r["loss"]) for r in rows if r.get("loss") is not None
+    )
+
+
+def _log_rows(folder: RunFolder) -> list[dict[str, Any]]:
+    """The lines of ``train.jsonl``."""
     path = folder.file("train.jsonl")
     if not path.exists():
-        return ()
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return tuple(TrainingPoint(step=r["step"], loss=r["loss"]) for r in rows if "loss" in r)
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def _evaluations(folder: RunFolder) -> tuple[Evaluated, ...]:

@@ -1,7 +1,8 @@
 """Strategies: which subnets a training step sees. This file stays free of torch.
 
->>> sorted(STRATEGIES)
-['attentivenas', 'fairnas', 'fewshot', 'greedynas', 'one_shot', 'sandwich', 'spos', 'sumnas']
+>>> sorted(STRATEGIES)  # doctest: +NORMALIZE_WHITESPACE
+['attentivenas', 'fairnas', 'fewshot', 'greedynas', 'kshot', 'one_shot', 'sandwich', 'shiftnas',
+ 'spos', 'sumnas']
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pipeline.named import load_factory, require_known
 
 if TYPE_CHECKING:
+    from latency_tables.cost_table import CostTable
     from pipeline.spaces.base import Space, Supernet
     from pipeline.training.step import Strategy
 
@@ -21,8 +23,10 @@ STRATEGIES = {
     "fairnas": "pipeline.strategies.fairnas:fairnas",
     "fewshot": "pipeline.strategies.fewshot:fewshot",
     "greedynas": "pipeline.strategies.greedynas:greedynas",
+    "kshot": "pipeline.strategies.kshot:kshot",
     "one_shot": "pipeline.strategies.one_shot:one_shot",
     "sandwich": "pipeline.strategies.sandwich:sandwich",
+    "shiftnas": "pipeline.strategies.shiftnas:shiftnas",
     "spos": "pipeline.strategies.spos:spos",
     "sumnas": "pipeline.strategies.sumnas:sumnas",
 }
@@ -33,6 +37,16 @@ def require_strategy(name: str) -> None:
     require_known(name, STRATEGIES, what="strategy", key="strategy")
 
 
+def latency_device(options: Mapping[str, Any]) -> str | None:
+    """The device whose latencies a strategy needs: that of ``cost = "latency:DEVICE"``.
+
+    >>> latency_device({"cost": "latency:board"}), latency_device({"cost": "macs"})
+    ('board', None)
+    """
+    kind, _, device = str(options.get("cost", "")).partition(":")
+    return device if kind == "latency" else None
+
+
 def load_strategy(
     name: str,
     *,
@@ -40,6 +54,7 @@ def load_strategy(
     supernet: Supernet,
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
+    latency: CostTable | None = None,
 ) -> Strategy:
     """Make a strategy.
 
@@ -48,12 +63,15 @@ def load_strategy(
         supernet: the one that will be trained, already on its device.
         seed: root seed of the run, for strategies that keep a generator of their own.
         options: the table ``[train.options]``.
+        latency: the space's costs with the latencies of :func:`latency_device`, where it is one.
 
     Raises:
         UsageError: unknown name or option; the message lists what exists.
     """
     require_strategy(name)
     make = load_factory(STRATEGIES[name])
+    more = {} if latency is None else {"latency": latency}
     return cast(
-        "Strategy", make(space=space, supernet=supernet, seed=seed, options=dict(options or {}))
+        "Strategy",
+        make(space=space, supernet=supernet, seed=seed, options=dict(options or {}), **more),
     )

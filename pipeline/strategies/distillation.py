@@ -17,6 +17,7 @@ AttentiveNAS's public code), or from a pass of their own without dropout is
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Literal, Self
 
@@ -83,10 +84,14 @@ class InPlaceTeacher:
 
     def distil(self, arch: Arch) -> Tensor:
         """Divergence (scalar) of a subnet from the teacher, without dropout."""
+        return self.distil_from(partial(subnet_logits, self.step, arch, self.batch))
+
+    def distil_from(self, answer: Callable[[], Tensor]) -> Tensor:
+        """:meth:`distil` for a pass that gives the logits (N, n_classes) of a subnet."""
         if self._logits is None:
             raise RuntimeError("the teacher's loss comes first: there are no logits yet")
         with without_dropout(self.step.supernet):
-            student = subnet_logits(self.step, arch, self.batch)
+            student = answer()
         options = self.options
         if options.divergence == "kl":
             return kl_divergence(student, self._logits)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -10,14 +10,27 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from latency_tables.arch import Arch
+from pipeline.generator.policy import Policy
 from pipeline.training.step import Batch, Step
 
 
 def subnet_logits(step: Step, arch: Arch, batch: Batch) -> Tensor:
     """Logits (N, n_classes) of one subnet in the run's precision, given as fp32 or wider."""
+    return _logits(step, lambda images: step.supernet(images, arch), batch)
+
+
+def policy_logits(step: Step, policy: Policy, batch: Batch) -> Tensor:
+    """:func:`subnet_logits` of a policy; gradients reach its choices.
+
+    Raises SpaceError where the supernet has no such pass.
+    """
+    return _logits(step, lambda images: step.supernet.policy_forward(images, policy), batch)
+
+
+def _logits(step: Step, forward: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
     images = batch.images.contiguous(memory_format=step.precision.memory_format)
     with step.autocast():
-        logits: Tensor = step.supernet(images, arch)  # (N, n_classes)
+        logits = forward(images)  # (N, n_classes)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 

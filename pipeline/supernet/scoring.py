@@ -55,11 +55,17 @@ class Score:
     bn_policy: BNPolicy
 
 
-def materialise(space: Space, arch: Arch, supernet: Supernet) -> nn.Sequential:
+def materialise(
+    space: Space, arch: Arch, supernet: Supernet, *, lasting: bool = True
+) -> nn.Sequential:
     """Cut a subnet out of the supernet: parameters are shared, running statistics are copies.
 
     No weight is copied or initialised. Writing to a parameter of the result writes to the
-    supernet; recalibrating the result does not.
+    supernet; recalibrating the result does not. Where a supernet mixes the weights of each subnet,
+    the result has weights of its own.
+
+    Args:
+        lasting: false: share mixed weights as well, until the supernet mixes the next ones.
 
     Raises:
         InvalidArchError: ``arch`` is not of this space.
@@ -73,7 +79,8 @@ def materialise(space: Space, arch: Arch, supernet: Supernet) -> nn.Sequential:
     """
     with torch.device("meta"):
         network = space.network(arch)
-    space.inherit(network, arch, supernet.source_of(arch), share=True)
+    share = not (supernet.mixes and lasting)
+    space.inherit(network, arch, supernet.source_of(arch), share=share)
     return network
 
 
@@ -251,7 +258,8 @@ class Scorer:
         Building modules takes as long as running small ones. A piece is defined by the supernet
         that its weights come from, its name and the decisions that it depends on. Its weights are
         the supernet's own; its statistics are those of an earlier subnet, which neither
-        ``recalibrate`` nor ``batch`` reads.
+        ``recalibrate`` nor ``batch`` reads. Where the supernet mixes weights, ``source_of`` puts
+        those of this subnet where all pieces look.
         """
         if self.policy == "tracked":
             return materialise(self.space, arch, self.supernet)
@@ -260,7 +268,7 @@ class Scorer:
         source = id(self.supernet.source_of(arch))
         keys = {s.name: (source, s.name, *(arch[label] for label in s.labels)) for s in segments}
         if any(key not in self._cut for key in keys.values()):
-            whole = materialise(self.space, arch, self.supernet)
+            whole = materialise(self.space, arch, self.supernet, lasting=False)
             for name, key in keys.items():
                 self._cut.setdefault(key, whole.get_submodule(name))
         for key in keys.values():

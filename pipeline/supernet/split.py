@@ -81,8 +81,14 @@ def supernet_of_layout(space: Space, layout: Mapping[str, Any]) -> Supernet:
     """
     if not layout:
         return space.supernet()
+    if set(layout) == {"kshot"}:
+        from pipeline.kshot.dictionary import kshot_of_layout
+
+        return kshot_of_layout(space, layout["kshot"])
     if set(layout) != {"split"}:
-        raise CheckpointError(f"a supernet is laid out as {dict(layout)}; 'split' is known here")
+        raise CheckpointError(
+            f"a supernet is laid out as {dict(layout)}; 'kshot' or 'split' is known here"
+        )
     return SplitSupernet(space, layout["split"], space.supernet())
 
 

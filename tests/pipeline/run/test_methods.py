@@ -21,6 +21,8 @@ METHODS = {
     "fairnas": "",
     "greedynas": "drawn = 3, trained = 2, scoring_images = 40, pool_size = 10",
     "attentivenas": "candidates = 2, attentive = 1",
+    "kshot": "k = 2, groups = 4, warmup_share = 0.3",
+    "shiftnas": "levels = 3, update_every = 1, freeze = 0.0",
 }
 SHIFTING = "{batches = 1, images_per_batch = 8, keep = 4}"
 SEARCH = "{population = 8, parents = 4, crossover = 3, mutation = 3, generations = 1}"

@@ -56,13 +56,13 @@ def run(
     supernet: Supernet | None = None,
     config: TrainConfig | None = None,
 ) -> TrainResult:
-    """Train on synthetic batches; the split scoring holds one batch."""
+    """Train on synthetic batches; the split scoring holds one batch, b-update many."""
     space = space or toy_space()
     return train(
         space,
         supernet or toy_supernet(space),
         strategy,
-        {"train": ToyStream(), "scoring": FixedStream()},
+        {"train": ToyStream(), "scoring": FixedStream(), "b-update": ToyStream(seed=2)},
         config or plain(8),
         folder,
         seed=0,
@@ -71,8 +71,8 @@ def run(
 
 def hand_step(supernet: Supernet, *, index: int = 0, double: bool = False, **more: Any) -> Step:
     """A step outside the engine, on the engine's batches and random numbers."""
-    numbers = {"train": iter(range(1000)), "scoring": iter(range(1000))}
-    streams = {"train": ToyStream(), "scoring": FixedStream()}
+    streams = {"train": ToyStream(), "scoring": FixedStream(), "b-update": ToyStream(seed=2)}
+    numbers = {split: iter(range(1000)) for split in streams}
 
     def next_batch(split: str) -> ToyBatch:
         batch = streams[split].batch(next(numbers[split]))  # type: ignore[attr-defined]
@@ -132,6 +132,9 @@ class Dying:
 
     def __init__(self, strategy: Strategy, at: int) -> None:
         self.strategy, self.at = strategy, at
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.strategy, name)  # what only some strategies have
 
     def optimizers(self) -> Mapping[str, OptimizerPlan]:
         return self.strategy.optimizers()

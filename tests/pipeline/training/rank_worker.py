@@ -44,9 +44,15 @@ SMALL_STEPS: Mapping[str, Mapping[str, Any]] = {
     "greedynas": {"drawn": 4, "trained": 2, "epsilon_start": 0.0, "epsilon_end": 0.0},
     "sumnas": {"inner_steps": 2},
     "sandwich": {"n_random": 1},
+    "kshot": {"k": 2, "groups": 4, "warmup_share": 0.0, "hidden": 8},
     "attentivenas": {"attentive": 1, "candidates": 2},
+    "shiftnas": {"paths": "exact", "levels": 3, "update_every": 1, "freeze": 0.0},
+    "shiftnas:pathwise": {"gradient": "pathwise", "levels": 3, "update_every": 1, "freeze": 0.0},
 }
-"""Options that keep a step short."""
+"""Options that keep a step short; of a strategy with several cases, by strategy:case."""
+
+
+SPLITS = ("train", "scoring", "b-update")
 
 
 class WideStream(ToyStream):
@@ -58,7 +64,9 @@ class WideStream(ToyStream):
 
 
 def small_strategy(name: str, space: Space, supernet: Any) -> Strategy:
-    return load_strategy(name, space=space, supernet=supernet, options=SMALL_STEPS.get(name, {}))
+    return load_strategy(
+        name.partition(":")[0], space=space, supernet=supernet, options=SMALL_STEPS.get(name, {})
+    )
 
 
 def wide_config(**changes: Any) -> Any:
@@ -86,7 +94,8 @@ def wide_train(
     made = (
         small_strategy(strategy, space, supernet) if isinstance(strategy, str) else strategy(space)
     )
-    streams = {"train": WideStream(), "scoring": WideStream(seed=1)}
+    supernet = getattr(made, "supernet", supernet)  # made of several
+    streams = {split: WideStream(seed=i) for i, split in enumerate(SPLITS)}
     result = train(
         space, supernet, made, streams, wide_config(**changes), folder, seed=0, ranks=joined
     )
@@ -102,7 +111,7 @@ class Case:
 
     def write(self, stem: Path) -> None:
         """``stem`` is FOLDER/CASE-RANK."""
-        stem.with_suffix(".json").write_text(json.dumps(self.facts))
+        stem.with_suffix(".json").write_text(json.dumps(self.facts, default=torch.Tensor.tolist))
         for name, weights in self.weights.items():
             plain = {k: v.detach().contiguous() for k, v in weights.items()}
             save_file(plain, stem.with_suffix(f".{name}.safetensors"))
@@ -245,15 +254,10 @@ def whole(case: Case) -> None:
     fails(case, lambda: None, paths="per_rank")
 
 
+OWN = ("spos", "fairnas", "sandwich", "greedynas", "sumnas", "shiftnas", "shiftnas:pathwise")
 CASES: dict[str, Callable[[Case], None]] = {
-    **{
-        f"same-{name}": partial(trained, strategy=name)
-        for name in ("spos", "fairnas", "sandwich", "greedynas", "sumnas", "attentivenas")
-    },
-    **{
-        f"own-{name}": partial(trained, strategy=name, paths="per_rank")
-        for name in ("spos", "fairnas", "sandwich", "greedynas", "sumnas")
-    },
+    **{f"same-{name}": partial(trained, strategy=name) for name in (*OWN, "attentivenas", "kshot")},
+    **{f"own-{name}": partial(trained, strategy=name, paths="per_rank") for name in OWN},
     "counted": counted,
     "own_path": own_path,
     "chosen": chosen,

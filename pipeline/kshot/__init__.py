@@ -1,0 +1,1 @@
+"""K-shot NAS: subnets whose weights are mixed from K supernets."""
