@@ -17,7 +17,7 @@ import itertools
 import logging
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -45,11 +45,13 @@ def export_subnet(
     *,
     opset: int = PREFERRED_OPSET,
     ir_version: int = PREFERRED_IR,
+    output_names: Sequence[str] = (OUTPUT_NAME,),
 ) -> ExportedModel:
     """Write ``network`` for images (C, H, W) to ``path`` and load it once with onnxruntime.
 
     The network is copied; it may live on any device and in any mode and is left as it was. Choose
-    ``opset`` and ``ir_version`` with :func:`pipeline.export.runtime_fit.choose_format`.
+    ``opset`` and ``ir_version`` with :func:`pipeline.export.runtime_fit.choose_format`. A network
+    that gives a tuple needs as many ``output_names``.
 
     Raises:
         ConfigError: an opset or IR version that cannot be written.
@@ -58,7 +60,7 @@ def export_subnet(
     _check_format(opset, ir_version)
     folded = plain_gelu(plain_pooling(fold_batch_norms(network)))
     example = torch.zeros(1, *input_shape)
-    model = _run_exporter(folded, example, max(opset, EXPORTER_OPSET))
+    model = _run_exporter(folded, example, max(opset, EXPORTER_OPSET), output_names)
     _strip(model)
     if opset < EXPORTER_OPSET:
         convert_down(model, opset)
@@ -158,7 +160,9 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _run_exporter(network: nn.Module, example: torch.Tensor, opset: int) -> onnx.ModelProto:
+def _run_exporter(
+    network: nn.Module, example: torch.Tensor, opset: int, output_names: Sequence[str]
+) -> onnx.ModelProto:
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -167,7 +171,7 @@ def _run_exporter(network: nn.Module, example: torch.Tensor, opset: int) -> onnx
                 dynamo=True,
                 external_data=False,
                 input_names=[INPUT_NAME],
-                output_names=[OUTPUT_NAME],
+                output_names=list(output_names),
                 opset_version=opset,
                 optimize=True,
                 verbose=False,

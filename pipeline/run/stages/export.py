@@ -9,7 +9,7 @@ exported file.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,7 @@ def write_export(
     weights: Path,
     to: Path,
     target: Target | None = None,
+    records: Mapping[tuple[str, str], Measurement] | None = None,
 ) -> Manifest:
     """Write ``subnet.onnx``, ``golden.npz`` and ``manifest.json`` of one network to a folder.
 
@@ -113,15 +114,16 @@ def write_export(
         weights: the file that its weights come from.
         to: the folder.
         target: whose limits and measurements the manifest tells; by default those of all devices.
+        records: the measurements behind ``measured`` by device name and key; by default those of
+            the target's front.
 
     Raises:
         ParityError: torch and the exported file disagree.
         ExportError: the file cannot be written, or breaks the limit on its size.
     """
-    latency = json.loads(context.folder.file("latency.json").read_text())
     dataset = context.dataset_of(arch)
     target = run_targets(context)[-1] if target is None else target
-    runtimes = [latency["devices"][name]["runtime"] for name in target.devices]
+    runtimes = runtimes_of(context, target)
     with context.reporter.busy("writing subnet.onnx"):
         costs = _costs(context, arch, network)
         model, parity, golden = _write_model(context, network, dataset, runtimes, target, to)
@@ -139,14 +141,14 @@ def write_export(
         space_id=context.space.space_id,
         arch=dict(arch),
         weights_sha256=sha256_file(weights),
-        dataset=_dataset(context),
+        dataset=describe_data(context),
         preprocessing=dataset.preprocessing.to_dict(),
         classes=list(context.dataset.class_names),
         costs=costs,
         accuracy=AccuracyBlock(search_validation=validation, test=AccuracyEntry.of(test)),
         parity=ParityEntry.of(parity, tolerance=context.config.export.tolerance),
         limits=[_limit(limit, costs, measured, model) for limit in target.limits],
-        devices=_devices(context, target, measured),
+        devices=_devices(context, target, measured, records),
         seed=context.config.seed,
         versions=current_versions(),
     )
@@ -168,7 +170,7 @@ def _write_model(
 ) -> tuple[ExportedModel, ParityReport, GoldenFile]:
     """Export for the devices' runtimes, compare on real images, keep some as golden samples."""
     config = context.config.export
-    images = _images(context.eval_batches("search-validation", dataset), config.parity_images)
+    images = first_images(context.eval_batches("search-validation", dataset), config.parity_images)
     opset, ir_version = choose_format(config, runtimes)
     model, parity = export_with_parity(
         network,
@@ -206,7 +208,8 @@ def arrays(batches: EvalBatches) -> Iterator[LabelledArrays]:
         yield batch.images.contiguous().cpu().numpy(), batch.labels.cpu().numpy()
 
 
-def _images(batches: EvalBatches, n: int) -> FloatArray:
+def first_images(batches: EvalBatches, n: int) -> FloatArray:
+    """The first ``n`` normalised images (n, C, H, W) of the batches."""
     found: list[FloatArray] = []
     for images, _ in arrays(batches):
         found.append(images[: n - sum(map(len, found))])
@@ -231,7 +234,8 @@ def _costs(context: RunContext, arch: Arch, network: nn.Module) -> dict[str, flo
     return {**costs, "macs_fvcore_with_batch_norm": float(counted.total)}
 
 
-def _dataset(context: RunContext) -> dict[str, Any]:
+def describe_data(context: RunContext) -> dict[str, Any]:
+    """Data set and splits, as a manifest tells them beside preprocessing and classes."""
     described = context.dataset.describe()
     for repeated in ("preprocessing", "classes"):
         described.pop(repeated)
@@ -260,11 +264,24 @@ def _limit(
     )
 
 
+def runtimes_of(context: RunContext, target: Target) -> list[dict[str, Any]]:
+    """What the target's devices run; a network that is for none needs no table."""
+    if not target.devices:
+        return []
+    latency = json.loads(context.folder.file("latency.json").read_text())
+    return [latency["devices"][name]["runtime"] for name in target.devices]
+
+
 def _devices(
-    context: RunContext, target: Target, measured: dict[str, Estimate]
+    context: RunContext,
+    target: Target,
+    measured: dict[str, Estimate],
+    records: Mapping[tuple[str, str], Measurement] | None,
 ) -> list[DeviceEntry]:
     """What was measured of the winner, on every device that answered."""
-    records = front_records(context, target)
+    if not measured:
+        return []
+    records = front_records(context, target) if records is None else records
     table_sha256 = sha256_file(context.folder.file("table.jsonl"))
     return [
         DeviceEntry.of(

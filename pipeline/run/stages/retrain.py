@@ -8,14 +8,18 @@ the end, by the exported file.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from latency_tables.arch import Arch
+from latency_tables.errors import CheckpointError
 from latency_tables.estimate import Estimate
 from latency_tables.files import canonical_json, write_bytes, write_json
 from pipeline.data.batches import TrainStream
@@ -30,6 +34,7 @@ from pipeline.run.stage import Stage
 from pipeline.run.stages.export import write_export
 from pipeline.run.teacher import announce, open_teacher, teacher_sha256
 from pipeline.run.training_bar import training_bar
+from pipeline.spaces.base import Space
 from pipeline.strategies.spos import SPOS
 from pipeline.supernet.scoring import evaluate, materialise, recalibrate
 from pipeline.training.checkpoint import pack
@@ -111,6 +116,29 @@ def run_retrain(context: RunContext, *, job: Retraining) -> None:
         to=folder,
     )
     write_json(folder / SUMMARY, _summary(context, job, result, manifest, inherited))
+
+
+def load_retrained(space: Space, arch: Arch, path: Path) -> nn.Sequential:
+    """The network that :func:`run_retrain` wrote, on the CPU in evaluation mode.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is of another space or architecture.
+    """
+    again = "retrain the network: hilnas retrain RUN"
+    try:
+        with safe_open(path, framework="pt") as stream:
+            told = json.loads((stream.metadata() or {}).get("hilnas", "{}"))
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}", hint=again) from error
+    expected = {"schema": SCHEMA, "space_id": space.space_id, "arch": dict(arch)}
+    if told != expected:
+        wrong = ", ".join(k for k in expected if told.get(k) != expected[k])
+        raise CheckpointError(f"{path} holds another network: its {wrong} differs", hint=again)
+    with torch.random.fork_rng(devices=[]):
+        network = space.network(arch)
+    network.load_state_dict(tensors)
+    return network.eval()
 
 
 def _train(context: RunContext, job: Retraining) -> tuple[nn.Sequential, TrainResult]:
