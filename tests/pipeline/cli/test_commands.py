@@ -28,7 +28,7 @@ def test_help_lists_every_command(capsys):
     assert run_cli(["--help"]) == 0
     out = capsys.readouterr().out
     for command in ("run", "init", "train", "search", "export", "check", "report", "measure",
-                    "retrain", "rank", "transfer", "devices", "tables", "space",
+                    "retrain", "rank", "transfer", "generate", "devices", "tables", "space",
                     "doctor"):  # fmt: skip
         assert f"\n  {command} " in out
 
