@@ -239,7 +239,7 @@ def load_source(context: RunContext) -> Supernet:
     if supernet.layout():
         raise CheckpointError(
             f"{path} holds several supernets, of which none is for all networks",
-            hint="a source that was trained with another strategy than few-shot NAS",
+            hint="a source that was trained with another strategy than fewshot or kshot",
         )
     return supernet
 

@@ -16,7 +16,7 @@ import pytest
 from device_agents.inventory import change_device
 from pipeline.search.journal import read_journal
 from tests.docs.test_readme import board_commands, commands
-from tests.e2e.conftest import Home
+from tests.e2e.conftest import SMALL, Home
 from tests.fakes.ssh_servers import OpenSsh
 
 
@@ -49,8 +49,17 @@ def test_the_command_works(finished, command):
         (finished.path / command[-1]).write_text(known_networks(finished.path / "runs/digits"))
     # a transfer is a second main job, and retraining takes as long as training; to their ends, as
     # long tests, they run in tests/e2e/test_transfer.py and test_retrain.py
-    shorter = {"transfer": ["--plan"], "retrain": ["--set", "epochs=2"]}
+    shorter = {
+        "transfer": ["--plan"],
+        "retrain": ["--set", "epochs=2"],
+        "run": [] if "--plan" in command else in_a_hurry(),
+    }
     finished.hilnas(*command[1:], *shorter.get(command[1], []))
+
+
+def in_a_hurry():
+    """Options of a run of which only the trained supernet and its generator matter."""
+    return [w for setting in ("train.epochs=2", *SMALL[1:]) for w in ("--set", setting)]
 
 
 def known_networks(run):
