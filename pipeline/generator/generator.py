@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from latency_tables.arch import Arch, Choice, Decision
 from latency_tables.errors import SpaceError
 from pipeline.generator.heads import check_heads, head_names
-from pipeline.generator.policy import Policy, straight_through
+from pipeline.spaces.policy import Policy, straight_through
 
 HIDDEN = 64
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from latency_tables.cost_table import CostTable
 from latency_tables.errors import SpaceError
-from pipeline.generator.policy import Policy
+from pipeline.spaces.policy import Policy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

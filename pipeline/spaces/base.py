@@ -15,7 +15,7 @@ from latency_tables.cost_table import CostTable
 from latency_tables.errors import SpaceError
 
 if TYPE_CHECKING:
-    from pipeline.generator.policy import Policy
+    from pipeline.spaces.policy import Policy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

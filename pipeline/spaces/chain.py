@@ -23,7 +23,7 @@ from pipeline.spaces.described import DescribedSpace
 from pipeline.spaces.matrix_mapping import Gates, run_aside
 
 if TYPE_CHECKING:
-    from pipeline.generator.policy import Policy
+    from pipeline.spaces.policy import Policy
 
 FIXED = "fixed"
 """Name of the only choice of a position that is not searched."""

@@ -38,7 +38,7 @@ from latency_tables.arch import Arch, Choice
 from pipeline.spaces.entangled import Part, leading
 
 if TYPE_CHECKING:
-    from pipeline.generator.policy import Policy
+    from pipeline.spaces.policy import Policy
 
 Sizes = tuple[int, ...] | tuple[tuple[int, ...], ...]
 """How many units each candidate has; by two decisions: one row per candidate of the first."""
@@ -48,7 +48,7 @@ class Gates:
     """The masks of one policy; ``like`` says where, and in which number format.
 
     >>> from latency_tables.arch import Decision
-    >>> from pipeline.generator.policy import Policy
+    >>> from pipeline.spaces.policy import Policy
     >>> policy = Policy.of({"heads": 2}, [Decision(label="heads", choices=(1, 2, 3))])
     >>> Gates(policy, like=torch.zeros(1)).mask(3, (1, 2, 3), "heads").tolist()
     [1.0, 1.0, 0.0]

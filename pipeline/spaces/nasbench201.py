@@ -59,7 +59,7 @@ from pipeline.spaces.nasbench201_masked import cell_output
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pipeline.generator.policy import Policy
+    from pipeline.spaces.policy import Policy
 
 DECISIONS = tuple(Decision(label=label, choices=OPERATORS) for label in LABELS)
 PUBLISHED_NAMES = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")

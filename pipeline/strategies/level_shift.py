@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.generator.policy import straight_through
+from pipeline.spaces.policy import straight_through
 
 PAPER_RATE = 1e-3
 REACH = 5.0

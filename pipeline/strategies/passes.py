@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from latency_tables.arch import Arch
-from pipeline.generator.policy import Policy
+from pipeline.spaces.policy import Policy
 from pipeline.training.step import Batch, Step
 
 

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from latency_tables.arch import Arch
-from pipeline.generator.policy import Policy
 from pipeline.spaces import load_space
 from pipeline.spaces.base import Space, Supernet
+from pipeline.spaces.policy import Policy
 
 BUDGET = 1.1
 """Forward and backward, sliced, by those of a plain pass."""

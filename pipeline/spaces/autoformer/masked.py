@@ -36,7 +36,7 @@ from pipeline.spaces.base import Supernet
 from pipeline.spaces.matrix_mapping import Gates, Masked
 
 if TYPE_CHECKING:
-    from pipeline.generator.policy import Policy
+    from pipeline.spaces.policy import Policy
 
 
 def policy_logits(

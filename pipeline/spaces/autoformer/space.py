@@ -57,7 +57,7 @@ from pipeline.spaces.described import DescribedSpace
 from pipeline.spaces.entangled import inherit_part
 
 if TYPE_CHECKING:
-    from pipeline.generator.policy import Policy
+    from pipeline.spaces.policy import Policy
 
 
 class AutoFormerSupernet(Supernet):

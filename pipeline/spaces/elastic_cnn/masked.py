@@ -49,8 +49,8 @@ from pipeline.spaces.mobile_blocks import SE_REDUCTION, make_divisible
 from pipeline.supernet.resolution import resized
 
 if TYPE_CHECKING:
-    from pipeline.generator.policy import Policy
     from pipeline.spaces.elastic_cnn.space import ElasticSpace
+    from pipeline.spaces.policy import Policy
 
 
 def policy_logits(

@@ -71,7 +71,7 @@ from pipeline.spaces.mobilenetv2 import fitted_strides
 from pipeline.supernet.resolution import resized
 
 if TYPE_CHECKING:
-    from pipeline.generator.policy import Policy
+    from pipeline.spaces.policy import Policy
 
 STEM, HEAD = "stem", "head"
 STEM_KERNEL = 3

@@ -14,8 +14,8 @@ from latency_tables.sampler import make_sampler
 from pipeline.generator.config import GeneratorConfig
 from pipeline.generator.generator import ArchitectureGenerator
 from pipeline.generator.objective import GeneratorObjective
-from pipeline.generator.policy import Policy
 from pipeline.generator.soft_cost import SoftCost
+from pipeline.spaces.policy import Policy
 from tests.pipeline.generator.tables import blocks, even_targets, space_of, with_latency
 
 TABLE = blocks([[1.0, 2.0, 4.0]] * 8)

@@ -8,10 +8,10 @@ from torch import Tensor
 from latency_tables.arch import Arch, Decision
 from latency_tables.cost_table import PEAK_MEMORY, Column, CostTable, Factor
 from latency_tables.errors import SpaceError
-from pipeline.generator.policy import Policy
 from pipeline.generator.soft_cost import SoftCost
 from pipeline.search.operators import random_genes, sizes_of
 from pipeline.spaces.autoformer import AutoFormerSpace
+from pipeline.spaces.policy import Policy
 from tests.pipeline.generator.tables import blocks, space_of, with_latency
 
 QUICK_SPACES = (

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from latency_tables.arch import Arch, Decision
-from pipeline.generator.policy import Policy
 from pipeline.spaces import SPACES, load_space
 from pipeline.spaces.base import Space, Supernet
+from pipeline.spaces.policy import Policy
 
 PRESETS = {name: "tiny" for name in SPACES} | {"autoformer": "micro"}
 N_IMAGES = 4

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from latency_tables.arch import Arch, Decision
-from pipeline.generator.policy import Policy
 from pipeline.spaces.matrix_mapping import Gates, Masked, run_aside
+from pipeline.spaces.policy import Policy
 
 KERNEL_AND_WIDTH = (
     Decision(label="width", choices=(2, 3, 5)),

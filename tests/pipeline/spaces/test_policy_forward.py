@@ -13,9 +13,9 @@ from torch import nn
 
 from latency_tables.arch import Arch
 from latency_tables.errors import SpaceError
-from pipeline.generator.policy import Policy, straight_through
 from pipeline.spaces import load_space
 from pipeline.spaces.base import Space, Supernet
+from pipeline.spaces.policy import Policy, straight_through
 from pipeline.spaces.resampled import resampled
 from pipeline.strategies.passes import without_dropout
 from pipeline.supernet.resolution import resized
