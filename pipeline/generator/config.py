@@ -37,6 +37,9 @@ class GeneratorConfig(BaseModel, extra="forbid", frozen=True):
     """Share of the training at which that weight, falling linearly, reaches 0."""
     imitation_draws: int = Field(default=8, ge=1)
     """Such architectures per level in one step."""
+    spread: bool = True
+    """Whether a subnet is asked for anywhere in its level; false: at the target of it, as in the
+    paper, so that what lies between two targets is hardly trained."""
     entropy_bonus: float = Field(default=0.0, ge=0)
     """Weight of the architectures' mean entropy in nats, which keeps draws diverse."""
 

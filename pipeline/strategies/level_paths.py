@@ -23,6 +23,7 @@ from latency_tables.arch import Arch
 from pipeline.generator.config import GeneratorConfig
 from pipeline.generator.file import save_generator
 from pipeline.generator.generator import ArchitectureGenerator, Draws
+from pipeline.generator.levels import level_weights
 from pipeline.generator.objective import GeneratorObjective, Miss
 from pipeline.generator.soft_cost import SoftCost
 from pipeline.randomness import child_seed
@@ -126,18 +127,20 @@ class GeneratorPaths:
 
     def draw(self, step: Step, level: int) -> GeneratedSubnet:
         """A subnet to train."""
-        return GeneratedSubnet(self, self.one_hot(level), seed=seed_of(step.rng))
+        return GeneratedSubnet(self, self.asked(step, level), seed=seed_of(step.rng))
 
     def arch(self, step: Step, level: int) -> Arch:
         """An architecture to look at."""
         with torch.no_grad():
-            return self.draws(step, self.one_hot(level), seed_of(step.rng)).archs[0]
+            return self.draws(step, self.asked(step, level), seed_of(step.rng)).archs[0]
 
-    def one_hot(self, level: int) -> Tensor:
-        """A level as the generator reads it (K,)."""
-        vector = torch.zeros(len(self.levels), device=self.device)
-        vector[level] = 1.0
-        return vector
+    def asked(self, step: Step, level: int) -> Tensor:
+        """What the generator reads for a subnet of a level (K,): a cost anywhere in its range, or
+        its target where the settings say so."""
+        target = self.levels.targets[level]
+        if self.config.spread:
+            target = float(step.rng.uniform(*self.levels.ranges[level]))
+        return level_weights(self.levels.targets, target, clamp=True).to(self.device)
 
     def draws(self, step: Step, level: Tensor, seed: int) -> Draws:
         """One draw for a level (K,), in fp32 whatever the run's format; random by ``seed`` alone,

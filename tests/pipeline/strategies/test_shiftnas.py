@@ -340,6 +340,23 @@ def test_the_logged_loss_is_that_of_the_task_alone(tmp_path: Path) -> None:
     assert lines(tmp_path)[-1]["resource_weight"] >= 1e6
 
 
+def test_a_subnet_is_asked_for_anywhere_in_its_level_or_at_its_target() -> None:
+    space = toy_space_of_policies()
+    supernet = toy_supernet(space)
+    for spread in (True, False):
+        strategy = shift(space, supernet, paths="generator", generator={"spread": spread})
+        targets = torch.tensor(strategy.levels.targets)
+        step = hand_step(supernet)
+        asked = torch.stack([strategy.paths.asked(step, 1) for _ in range(50)])  # type: ignore[union-attr]
+        costs = asked @ targets
+        low, high = strategy.levels.ranges[1]
+        assert low - 1 <= float(costs.min()) <= float(costs.max()) <= high + 1
+        if spread:
+            assert float(costs.max() - costs.min()) > 0.8 * (high - low)
+        else:
+            assert torch.equal(asked, torch.tensor([[0.0, 1.0, 0.0, 0.0]]).expand(50, -1))
+
+
 def test_a_trained_generator_is_written_and_hits_its_levels(tmp_path: Path) -> None:
     space = toy_space_of_policies()
     supernet = toy_supernet(space)
