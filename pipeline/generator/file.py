@@ -7,14 +7,12 @@ is checked before a weight is used.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ValidationError
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from latency_tables.arch import Arch, Choice
@@ -31,7 +29,7 @@ from latency_tables.files import canonical_json, sha256_bytes, write_bytes
 from pipeline.generator.generator import ArchitectureGenerator
 from pipeline.generator.levels import check_targets, level_weights
 from pipeline.spaces.base import Space
-from pipeline.training.checkpoint import pack
+from pipeline.training.checkpoint import UNREADABLE, pack, read_packed
 
 SCHEMA = "hilnas.generator/1"
 FILE_NAME = "generator.safetensors"
@@ -223,10 +221,8 @@ def _read(path: Path) -> tuple[_Metadata, dict[str, Tensor]]:
     if not path.is_file():
         raise CheckpointError(f"there is no generator {path}", hint=f"train one: {_TRAIN}")
     try:
-        with safe_open(path, framework="pt") as stream:
-            found = json.loads((stream.metadata() or {}).get("hilnas", "{}"))
-            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError) as error:
+        found, tensors = read_packed(path)
+    except UNREADABLE as error:
         raise _damaged(path, str(error)) from error
     schema = found.pop("schema", None) if isinstance(found, dict) else None
     if schema != SCHEMA:

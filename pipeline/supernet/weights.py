@@ -7,19 +7,17 @@ equal weights should give equal bytes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from latency_tables.errors import CheckpointError
 from latency_tables.files import canonical_json, write_bytes
 from pipeline.spaces.base import Space, Supernet
 from pipeline.supernet.split import supernet_of_layout
-from pipeline.training.checkpoint import pack
+from pipeline.training.checkpoint import UNREADABLE, pack, read_packed
 
 SCHEMA = "hilnas.supernet/1"
 
@@ -50,10 +48,8 @@ def load_supernet(space: Space, path: Path) -> Supernet:
     True
     """
     try:
-        with safe_open(path, framework="pt") as stream:
-            metadata = json.loads((stream.metadata() or {}).get("hilnas", "{}"))
-            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError) as error:
+        metadata, tensors = read_packed(path)
+    except UNREADABLE as error:
         raise CheckpointError(
             f"the supernet {path} cannot be read: {error}", hint="train it again: hilnas train"
         ) from error

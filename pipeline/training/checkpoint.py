@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors_torch
 from torch import Tensor
 
@@ -127,6 +127,18 @@ class CheckpointFolder:
         for path in [*self.folder.glob("step-*"), *self.folder.glob(".step-*.part")]:
             if path.stem not in keep:
                 path.unlink(missing_ok=True)
+
+
+UNREADABLE = (OSError, SafetensorError, ValueError)
+"""What :func:`read_packed` raises where a file is missing or damaged."""
+
+
+def read_packed(path: Path) -> tuple[Any, dict[str, Tensor]]:
+    """What :func:`pack` wrote, of a file: the decoded metadata under ``hilnas`` ({} where there is
+    none), and the tensors by name, on the CPU. Raises one of :data:`UNREADABLE`."""
+    with safe_open(path, framework="pt") as stream:
+        metadata = json.loads((stream.metadata() or {}).get("hilnas", "{}"))
+        return metadata, {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
 
 
 def pack(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:

@@ -8,14 +8,12 @@ the end, by the exported file.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from latency_tables.arch import Arch
@@ -37,7 +35,7 @@ from pipeline.run.training_bar import training_bar
 from pipeline.spaces.base import Space
 from pipeline.strategies.spos import SPOS
 from pipeline.supernet.scoring import evaluate, materialise, recalibrate
-from pipeline.training.checkpoint import pack
+from pipeline.training.checkpoint import UNREADABLE, pack, read_packed
 from pipeline.training.engine import WEIGHTS_FILE, TrainResult, train
 from pipeline.training.precision import Precision
 
@@ -126,10 +124,8 @@ def load_retrained(space: Space, arch: Arch, path: Path) -> nn.Sequential:
     """
     again = "retrain the network: hilnas retrain RUN"
     try:
-        with safe_open(path, framework="pt") as stream:
-            told = json.loads((stream.metadata() or {}).get("hilnas", "{}"))
-            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError) as error:
+        told, tensors = read_packed(path)
+    except UNREADABLE as error:
         raise CheckpointError(f"{path} cannot be read: {error}", hint=again) from error
     expected = {"schema": SCHEMA, "space_id": space.space_id, "arch": dict(arch)}
     if told != expected:
